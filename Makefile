@@ -1,0 +1,47 @@
+# The habits. `make demo` and `make test` each work as the first command on a fresh clone:
+# they need Python >= 3.11, pip and make, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help: ## What there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+# pip >= 25.1 knows dependency groups. The stamps keep `make` from asking pip again each time.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --editable '.[demo]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## Watch it work: embedded PostgreSQL, three subscribers, killed connections (ARGS="--seconds 10")
+	@$(BIN)/pgnotifybus demo $(ARGS)
+
+test: $(VENV)/.dev ## Every test, against real PostgreSQL (ARGS="-k ring")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Rewrite the code as `make check` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## Measure against the bare drivers (ARGS="--quick")
+	@$(BIN)/python -m benches $(ARGS)
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
