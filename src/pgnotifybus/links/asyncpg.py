@@ -1,0 +1,153 @@
+"""A link over asyncpg. Layer: links.
+
+asyncpg reads the socket and calls a listener for every notification. Its `add_listener` makes one
+round trip a channel and registers the callback only after the answer, so that a notification in
+the same packet is dropped; the link therefore registers its callback first and sends one LISTEN
+for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import asyncpg
+
+from pgnotifybus.errors import LinkLost
+from pgnotifybus.links import base
+
+_CLOSE_SECONDS = 1.0
+
+
+class AsyncpgLink:
+    """A `base.Link` over an asyncpg connection, which belongs to the link from now on."""
+
+    def __init__(
+        self, connection: Any, release: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Take over a connection; nobody else may use it any more.
+
+        Args:
+            connection: An open connection, also one acquired from a pool.
+            release: Awaited after the link is closed, to tell where the connection came from.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._release = release
+        self._inbox = base.Inbox()
+        self._flush_due = False
+        self.pid: int = connection.get_server_pid()
+        self.server_version: str = connection.get_settings().server_version
+        self.lost: asyncio.Future[LinkLost] = self._loop.create_future()
+        self.heard_at = self._loop.time()
+        connection.add_termination_listener(self._on_termination)
+        # asyncpg sets no keepalive. Its transport has no public name.
+        transport = getattr(connection, "_transport", None)
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                base.keep_alive(sock)
+
+    def __repr__(self) -> str:
+        return f"<AsyncpgLink pid={self.pid} {'lost' if self.lost.done() else 'open'}>"
+
+    async def prepare(self, part: str) -> None:
+        """Make the session fit for a listener: idle for ever, outside a transaction, UTF-8."""
+        if self._connection.is_in_transaction():
+            await self._run("execute", "ROLLBACK")
+        # asyncpg decodes UTF-8 whatever the session's encoding is. From a SQL_ASCII database the
+        # server then checks what it sends, and ends the session at the first byte that is not:
+        # the link is lost and made anew, with a gap.
+        await self._run("execute", "SET client_encoding TO 'UTF8'; " + base.prepare_session(part))
+
+    # -- base.Link --------------------------------------------------------------------------------
+
+    def start(self, sink: base.Sink, on_undecodable: base.OnUndecodable | None = None) -> None:
+        self._inbox.start(sink)  # asyncpg never hands on what it cannot decode
+
+    async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
+        registry = getattr(self._connection, "_listeners", None)
+        entry = getattr(asyncpg.connection, "_Callback", None)
+        if isinstance(registry, dict) and entry is not None:
+            callback = entry.from_callable(self._on_notification)
+            added = [name for name in listen if name not in registry]
+            registry.update((name, {callback}) for name in added)
+            try:
+                await self._run("execute", base.change_channels(listen, unlisten))
+            except base.ServerError:
+                for name in added:
+                    registry.pop(name, None)
+                raise
+            for name in unlisten:
+                registry.pop(name, None)
+            return
+        # An asyncpg whose inside has changed: correct as well, one round trip a channel.
+        for name in unlisten:
+            await self._run("remove_listener", name, self._on_notification)
+        for name in listen:
+            await self._run("add_listener", name, self._on_notification)
+
+    async def inspect(self) -> base.Session:
+        rows = await self._run("fetch", base.INSPECT_SESSION)
+        return base.session_from_rows(rows)
+
+    async def notify(self, channel: str, payload: str) -> None:
+        await self._run("execute", base.NOTIFY, channel, payload)
+
+    async def close(self) -> None:
+        if not self.lost.done():
+            self._lose(LinkLost("the link was closed"))
+            try:
+                await self._connection.close(timeout=_CLOSE_SECONDS)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                self._connection.terminate()
+        release, self._release = self._release, None
+        if release is not None:
+            await release()
+
+    def abort(self) -> None:
+        self._lose(LinkLost("the link was closed"))
+        self._connection.terminate()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    async def _run(self, method: str, *args: object) -> Any:
+        """Run a statement and tell apart a refusal from a lost connection."""
+        if self.lost.done():
+            raise self.lost.result()
+        try:
+            answer = await getattr(self._connection, method)(*args)
+        except asyncpg.PostgresError as error:
+            if not self._connection.is_closed():
+                raise base.ServerError(str(error), error.sqlstate) from error
+            raise self._lose(LinkLost(str(error)), error) from error
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            raise self._lose(LinkLost(str(error) or type(error).__name__), error) from error
+        self.heard_at = self._loop.time()
+        return answer
+
+    def _on_notification(self, _: object, pid: int, channel: str, payload: str) -> None:
+        self._inbox.put(channel, payload, pid)
+        # asyncpg schedules this call once a message: those of one packet are handed on together.
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        self.heard_at = self._loop.time()
+        self._inbox.flush()
+
+    def _on_termination(self, _: object) -> None:
+        self._inbox.flush()
+        self._lose(LinkLost("the server or the network closed the connection"))
+
+    def _lose(self, reason: LinkLost, cause: BaseException | None = None) -> LinkLost:
+        if not self.lost.done():
+            reason.__cause__ = cause
+            with contextlib.suppress(asyncpg.InterfaceError):
+                self._connection.remove_termination_listener(self._on_termination)
+            self.lost.set_result(reason)
+        return self.lost.result()

@@ -1,0 +1,244 @@
+"""A link over psycopg 3, on the public low-level interface `psycopg.pq`. Layer: links.
+
+psycopg connects (DNS, several hosts, TLS, authentication); from then on the link reads the socket
+itself, with `loop.add_reader`, `consume_input` and `notifies`. Compared with
+`AsyncConnection.notifies()` there is no connection lock, so a statement can run at any time, and
+no polling, so an idle link costs nothing. Statements use the same reader: it is the only place
+that takes anything off the connection, so nothing can overtake anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import psycopg
+from psycopg import pq
+
+from pgnotifybus.errors import LinkLost
+from pgnotifybus.links import base
+
+Rows = list[tuple[str | None, ...]]
+
+# Rounds of reading in one go where TLS may hold back what the socket no longer announces.
+_TLS_ROUNDS = 16
+
+
+class PsycopgLink:
+    """A `base.Link` over a psycopg `AsyncConnection`, which belongs to the link from now on."""
+
+    def __init__(
+        self,
+        connection: psycopg.AsyncConnection[object],
+        release: Callable[[], Awaitable[None]] | None = None,
+        *,
+        tune_socket: bool = True,
+    ) -> None:
+        """Take over a connection; nobody else may use it any more.
+
+        Args:
+            connection: An open connection.
+            release: Awaited after the link is closed, to tell where the connection came from.
+            tune_socket: Set keepalive on the socket; False where the user has set it.
+        """
+        self._loop = asyncio.get_running_loop()
+        # Kept, because the connection closes itself when it is collected.
+        self._connection = connection
+        self._release = release
+        self._pgconn = connection.pgconn
+        self._fd = self._pgconn.socket
+        self._inbox = base.Inbox()
+        self._statement: asyncio.Future[Rows] | None = None
+        self._results: list[pq.abc.PGresult] = []
+        self._last_words: str | None = None
+        self._names: dict[bytes, str] = {}
+        self.pid = self._pgconn.backend_pid
+        self.server_version = (self._pgconn.parameter_status(b"server_version") or b"?").decode()
+        self.lost: asyncio.Future[LinkLost] = self._loop.create_future()
+        self.heard_at = self._loop.time()
+        self._pgconn.nonblocking = 1
+        self._pgconn.notice_handler = self._on_notice
+        self._loop.add_reader(self._fd, self._on_readable)
+        if tune_socket:
+            with (
+                contextlib.suppress(OSError),
+                socket.socket(fileno=os.dup(self._fd)) as duplicate,
+            ):
+                base.keep_alive(duplicate)
+
+    def __repr__(self) -> str:
+        return f"<PsycopgLink pid={self.pid} {'lost' if self.lost.done() else 'open'}>"
+
+    async def prepare(self, part: str) -> None:
+        """Make the session fit for a listener: idle for ever, outside a transaction, UTF-8."""
+        if self._pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            await self._query("ROLLBACK")
+        # A SQL_ASCII database holds bytes of any encoding. Asked for UTF-8 the server would check
+        # them, and end the session at the first that are not; asked for SQL_ASCII it sends them.
+        plain = self._pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
+        encoding = "SQL_ASCII" if plain else "UTF8"
+        await self._query(f"SET client_encoding TO '{encoding}'; " + base.prepare_session(part))
+
+    # -- base.Link --------------------------------------------------------------------------------
+
+    def start(self, sink: base.Sink, on_undecodable: base.OnUndecodable | None = None) -> None:
+        self._inbox.start(sink, on_undecodable)
+
+    async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
+        await self._query(base.change_channels(listen, unlisten))
+
+    async def inspect(self) -> base.Session:
+        return base.session_from_rows(await self._query(base.INSPECT_SESSION))
+
+    async def notify(self, channel: str, payload: str) -> None:
+        await self._query(base.NOTIFY, [channel.encode(), payload.encode()])
+
+    async def close(self) -> None:
+        # Unlike asyncpg, libpq says goodbye without waiting for an answer.
+        self.abort()
+        release, self._release = self._release, None
+        if release is not None:
+            await release()
+
+    def abort(self) -> None:
+        self._lose(LinkLost("the link was closed"))
+
+    # -- statements -------------------------------------------------------------------------------
+
+    async def _query(self, sql: str, parameters: Sequence[bytes] | None = None) -> Rows:
+        """Run one query, or several without parameters; the rows of the last one."""
+        if self.lost.done():
+            raise self.lost.result()
+        if self._statement is not None:
+            raise RuntimeError("a link runs one statement at a time")
+        statement: asyncio.Future[Rows] = self._loop.create_future()
+        self._statement = statement
+        try:
+            if parameters is None:
+                self._pgconn.send_query(sql.encode())
+            else:
+                self._pgconn.send_query_params(sql.encode(), parameters)
+            self._flush()
+        except psycopg.Error as error:
+            self._lose(self._describe(error))
+        return await statement
+
+    def _flush(self) -> None:
+        """Hand what is to be sent to the kernel; what does not fit goes when it is writable."""
+        try:
+            unsent = self._pgconn.flush()
+        except psycopg.Error as error:
+            self._lose(self._describe(error))
+            return
+        if unsent:
+            self._loop.add_writer(self._fd, self._flush)
+        else:
+            self._loop.remove_writer(self._fd)
+
+    def _collect_results(self) -> None:
+        """Take what has arrived of the running statement's results, and end it at the last."""
+        while self._statement is not None and not self._pgconn.is_busy():
+            result = self._pgconn.get_result()
+            if result is not None:
+                self._results.append(result)
+                continue
+            statement, self._statement = self._statement, None
+            results, self._results = self._results, []
+            if statement.done():  # its caller has been cancelled
+                return
+            for failed in results:
+                if failed.status == pq.ExecStatus.FATAL_ERROR:
+                    statement.set_exception(
+                        base.ServerError(
+                            _field(failed, pq.DiagnosticField.MESSAGE_PRIMARY) or "unknown error",
+                            _field(failed, pq.DiagnosticField.SQLSTATE),
+                        )
+                    )
+                    return
+            statement.set_result(_rows(results[-1]) if results else [])
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        pgconn = self._pgconn
+        # With TLS, a readable socket may hold more than libpq's buffer takes at once, and OpenSSL
+        # keeps the rest without the socket being readable again. So read until nothing comes.
+        rounds = _TLS_ROUNDS if pgconn.ssl_in_use else 1
+        try:
+            while rounds:
+                pgconn.consume_input()
+                taken = self._collect_notifications()
+                if self._statement is not None:
+                    self._collect_results()
+                    # Those behind a result are only seen once the result has been taken.
+                    taken += self._collect_notifications()
+                rounds = rounds - 1 if taken else 0
+        except psycopg.Error as error:
+            self._inbox.flush()  # what came before the end came
+            self._lose(self._describe(error))
+            return
+        self.heard_at = self._loop.time()
+        self._inbox.flush()
+
+    def _collect_notifications(self) -> int:
+        count = 0
+        notifies = self._pgconn.notifies
+        names = self._names
+        put = self._inbox.put
+        while (notify := notifies()) is not None:
+            count += 1
+            channel = names.get(notify.relname)
+            if channel is None:
+                channel = names[notify.relname] = _decode(notify.relname)
+            try:
+                payload = notify.extra.decode()
+            except UnicodeDecodeError:  # only a SQL_ASCII database can send such; keep every byte
+                payload = _decode(notify.extra)
+                self._inbox.note_undecodable(channel)
+            put(channel, payload, notify.be_pid)
+        return count
+
+    def _on_notice(self, result: pq.abc.PGresult) -> None:
+        # The server says why it ends an idle session in a notice, and then closes the connection.
+        severity = _field(result, pq.DiagnosticField.SEVERITY_NONLOCALIZED)
+        if severity in ("FATAL", "PANIC"):
+            self._last_words = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
+
+    def _describe(self, error: psycopg.Error) -> LinkLost:
+        lost = LinkLost(" ".join((self._last_words or str(error)).split()))
+        lost.__cause__ = error
+        return lost
+
+    def _lose(self, reason: LinkLost) -> None:
+        if self.lost.done():
+            return
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._pgconn.notice_handler = None
+        self._pgconn.finish()
+        self.lost.set_result(reason)
+        statement, self._statement = self._statement, None
+        if statement is not None and not statement.done():
+            statement.set_exception(reason)
+
+
+def _decode(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _field(result: pq.abc.PGresult, field: pq.DiagnosticField) -> str | None:
+    value = result.error_field(field)
+    return value.decode("utf-8", "replace") if value is not None else None
+
+
+def _rows(result: pq.abc.PGresult) -> Rows:
+    return [
+        tuple(
+            _decode(bytes(value)) if (value := result.get_value(row, column)) is not None else None
+            for column in range(result.nfields)
+        )
+        for row in range(result.ntuples)
+    ]
