@@ -1,0 +1,365 @@
+"""The bus: where all parts come together. Layer: bus, the composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from pgnotifybus import observe, watch
+from pgnotifybus.channels import Channels, Subscription
+from pgnotifybus.core.names import check_channel, check_channels
+from pgnotifybus.core.ring import Ring
+from pgnotifybus.errors import Closed, PgNotifyBusError
+from pgnotifybus.links.sources import Driver, connector
+from pgnotifybus.publish import Publisher
+from pgnotifybus.supervision import State, Supervisor, Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the link is at one moment."""
+
+    state: State
+    """`"new"`, `"connecting"`, `"live"`, `"down"` (waiting to try again) or `"stopped"`."""
+    seconds: float
+    """How long it has been so."""
+    cause: str | None
+    """Why it is down or not live yet, after the last failure."""
+    generation: int
+    """How many links there have been."""
+    last_probe_seconds_ago: float | None
+    """When the server last answered a probe; None if none was due yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """How one channel is at one moment."""
+
+    received: int
+    """Messages since the channel was first subscribed to."""
+    kept: int
+    """Messages that a receiver that is behind could still read."""
+    capacity: int
+    receivers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """How the bus is at one moment."""
+
+    generation: int
+    received: int
+    """Notifications that came in, over all channels and links."""
+    unrouted: int
+    """Of those, the ones for a channel that nobody subscribes to any more."""
+    channels: dict[str, ChannelStatistics]
+
+
+class PgNotifyBus:
+    """One LISTEN connection, any number of subscribers, nothing lost silently.
+
+    Either enter it, or run it as a task of your own::
+
+        async with PgNotifyBus(dsn, ["orders"]) as bus:
+            async for payload in bus.subscribe("orders"):
+                ...
+
+    A bus is for one event loop and runs once.
+    """
+
+    def __init__(
+        self,
+        source: object,
+        channels: Iterable[str],
+        *,
+        capacity: int = 256,
+        driver: Driver | None = None,
+        probe_interval: float | None = 5.0,
+        probe_timeout: float = 4.0,
+        connect_timeout: float = 10.0,
+        start_timeout: float = 30.0,
+        backoff_initial: float = 0.5,
+        backoff_maximum: float = 30.0,
+        observer: observe.Observer | None = None,
+    ) -> None:
+        """Describe a bus; no I/O.
+
+        Args:
+            source: Where to connect: a DSN string, an `asyncpg.Pool`, a
+                `psycopg_pool.AsyncConnectionPool`, a SQLAlchemy `AsyncEngine`, or an async
+                callable that returns a fresh asyncpg or psycopg connection. An asyncpg pool lends
+                one of its connections for as long as the bus runs; the others lend none.
+            channels: The channels to listen to from the start, of exactly these names.
+            capacity: How many messages a channel keeps for a receiver that is behind; at least 1.
+            driver: `"psycopg"` (default) or `"asyncpg"`, for a DSN.
+            probe_interval: The seconds of silence after which the server is asked whether it is
+                still there; None for never, which lets a database that scales to zero sleep.
+            probe_timeout: The seconds of silence after a question that mean that the link is dead.
+            connect_timeout: The seconds that connecting to one host may take.
+            start_timeout: The seconds for which `async with` waits for a server that says it is
+                starting, or full.
+            backoff_initial: The seconds before the first attempt to connect again; each failure
+                doubles them. Up to a quarter less by chance.
+            backoff_maximum: The most seconds between two attempts.
+            observer: Called with every event of `pgnotifybus.observe`.
+
+        Raises:
+            InvalidChannel: If a name cannot be a channel; the message says why.
+            ValueError: If a number is outside its range or the DSN is malformed.
+            TypeError: If the source is of an unknown kind.
+            MissingExtra: If the driver for a DSN is not installed.
+        """
+        names = check_channels(channels)
+        Ring[str, object](capacity)  # says what is wrong with the capacity
+        timing = Timing(
+            probe_interval=probe_interval,
+            probe_timeout=probe_timeout,
+            connect_timeout=connect_timeout,
+            start_timeout=start_timeout,
+            backoff_initial=backoff_initial,
+            backoff_maximum=backoff_maximum,
+        )
+        connect = connector(source, driver)
+        self._emit = observe.Emitter(observer)
+        self._channels = Channels(names, capacity)
+        self._generation, self._reconnects = watch.channel(0)
+        self._supervisor = Supervisor(connect, self._channels, self._generation, timing, self._emit)
+        self._publisher = Publisher(connect, connect_timeout=connect_timeout, timeout=10.0)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process: int | None = None
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<PgNotifyBus {self._supervisor.status.state} "
+            f"generation={self._generation.borrow()} channels={len(self._channels.all())}>"
+        )
+
+    # -- the seed's surface -----------------------------------------------------------------------
+
+    def subscribe(self, channel: str) -> Subscription | None:
+        """A receiver for the messages of a channel that was named at construction.
+
+        Returns:
+            A receiver of payloads that arrive from now on; None if the channel was not named at
+            construction (see `listen` for those).
+
+        Raises:
+            PgNotifyBusError: In a process that was forked after the bus was started.
+        """
+        self._check_process()
+        return self._channels.subscribe(channel)
+
+    def channels(self) -> list[str]:
+        """The names that the bus was made with, without repetitions."""
+        return self._channels.configured
+
+    def subscribe_reconnects(self) -> watch.Receiver[int]:
+        """A watch on the generation: 0 before the first connect, then +1 for every one.
+
+        It changes after every LISTEN of the new link is acknowledged and before its first message
+        is delivered: whoever reads the database on a change misses nothing.
+        """
+        return self._generation.subscribe()
+
+    async def run(self, shutdown: asyncio.Event | watch.Receiver[bool]) -> None:
+        """Keep the link up and hand out what it brings, until `shutdown` fires.
+
+        Connects again whenever the link is lost, after 0.5 s, doubling to 30 s. When it returns,
+        nothing is left running; receivers get what is unread, and then `Closed`.
+
+        Args:
+            shutdown: An event that is set, or a watch that becomes true or whose sender is closed.
+
+        Raises:
+            PoolTooSmall: If the source is a pool of one connection.
+            TypeError: If `shutdown` is something else, or a connection factory does not bring a
+                connection.
+            RuntimeError: If the bus has been run before.
+
+        Cancel safety: cancelling ends the bus as `shutdown` does, and then raises.
+        """
+        if not isinstance(shutdown, asyncio.Event | watch.Receiver):
+            raise TypeError(
+                "shutdown must be an asyncio.Event or a watch.Receiver[bool], not "
+                f"{type(shutdown).__name__}"
+            )
+        await self._run(shutdown, fail_fast=False)
+
+    # -- beyond the seed --------------------------------------------------------------------------
+
+    async def __aenter__(self) -> PgNotifyBus:
+        """Start the bus, and return once every LISTEN is acknowledged.
+
+        What commits after this is delivered. The bus is then run by a task of its own.
+
+        Raises:
+            ConnectError: If the server cannot be reached; the message says what to check.
+            FatalLinkError: If waiting will not help: `AuthenticationFailed`, `ListenRejected`,
+                `PoolTooSmall`, an unknown database.
+
+        Cancel safety: nothing is left running.
+        """
+        reconnects = self.subscribe_reconnects()
+        task = asyncio.create_task(self._run(self._stop, fail_fast=True), name="pgnotifybus")
+        up = asyncio.create_task(reconnects.wait_for(bool), name="pgnotifybus start")
+        try:
+            await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        except BaseException:
+            await _cancel(task)
+            raise
+        finally:
+            await _cancel(up)
+        self._task = task
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the bus; receivers get what is unread, and then `Closed`."""
+        self._stop.set()
+        task, self._task = self._task, None
+        if task is not None:
+            await task
+
+    async def listen(self, channel: str) -> Subscription:
+        """A receiver for the messages of any channel, from now on.
+
+        Returns once the server has acknowledged the LISTEN: what commits after that is delivered,
+        so read the database afterwards and nothing falls in between. The channel is listened to
+        for as long as it has receivers; when the last one is closed or collected, it is left.
+        While there is no link, this waits for one.
+
+        Raises:
+            InvalidChannel: If the name cannot be a channel; the message says why.
+            ListenRejected: If the server refuses; others are not affected.
+            Closed: If the bus ends before.
+            RuntimeError: If the bus has not been started, or runs in another event loop.
+
+        Cancel safety: cancelling takes the wish back.
+        """
+        check_channel(channel)
+        self._check_running()
+        return await self._channels.listen(channel)
+
+    async def notify(self, channel: str, payload: str = "") -> None:
+        """Send a notification over a connection of the bus; when it returns, it is committed.
+
+        Args:
+            channel: Any channel; case and special characters are kept.
+            payload: At most 7,999 bytes of UTF-8.
+
+        Raises:
+            InvalidChannel, ValueError, TypeError: If channel or payload cannot be sent.
+            PayloadTooLarge: If the payload has more than 7,999 bytes.
+            ConnectError, FatalLinkError: If there is no connection; nothing was sent.
+            LinkLost: If the connection broke meanwhile; whether it was sent is not known.
+            LinkError: If the server refused; nothing was sent.
+            RuntimeError: If the bus has not been started, or runs in another event loop.
+
+        Cancel safety: what is being sent may be sent or not; nothing is sent twice.
+        """
+        self._check_running()
+        await self._publisher.notify(channel, payload)
+
+    def health(self) -> Health:
+        """How the link is now, as a frozen snapshot."""
+        status = self._supervisor.status
+        now = self._loop.time() if self._loop is not None else 0.0
+        probed = status.last_probe_at
+        return Health(
+            state=status.state,
+            seconds=now - status.since if self._loop is not None else 0.0,
+            cause=status.cause,
+            generation=self._generation.borrow(),
+            last_probe_seconds_ago=None if probed is None else now - probed,
+        )
+
+    def statistics(self) -> Statistics:
+        """What has gone through the bus so far, as a frozen snapshot."""
+        channels = {
+            name: ChannelStatistics(
+                received=shared.ring.tail,
+                kept=shared.ring.tail - shared.ring.oldest,
+                capacity=shared.ring.capacity,
+                receivers=shared.receivers,
+            )
+            for name, shared in self._channels.all().items()
+        }
+        return Statistics(
+            generation=self._generation.borrow(),
+            received=self._channels.received,
+            unrouted=self._channels.unrouted,
+            channels=channels,
+        )
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    async def _run(
+        self, shutdown: asyncio.Event | watch.Receiver[bool], *, fail_fast: bool
+    ) -> None:
+        if self._loop is not None:
+            raise RuntimeError("a bus runs once: make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        stop = asyncio.create_task(_fired(shutdown), name="pgnotifybus shutdown")
+        work = asyncio.create_task(
+            self._supervisor.run(fail_fast=fail_fast), name="pgnotifybus supervisor"
+        )
+        try:
+            await asyncio.wait({stop, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            await _cancel(stop)
+            await _cancel(work)
+            await self._publisher.close()
+            self._supervisor.stopped()
+            self._channels.close()
+            self._generation.close()
+            self._emit(observe.Stopped(self._generation.borrow()))
+
+    def _check_running(self) -> None:
+        if self._loop is None:
+            raise RuntimeError("the bus is not running: enter it with `async with`, or run it")
+        self._check_process()
+        if self._supervisor.status.state == "stopped":
+            raise Closed("the bus has ended")
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("the bus runs in another event loop: make one bus for each loop")
+
+    def _check_process(self) -> None:
+        if self._process is not None and self._process != os.getpid():
+            raise PgNotifyBusError(
+                "this process was forked from one that runs the bus, and must not use its "
+                "connection: make the bus after the fork (gunicorn: in post_fork or at startup "
+                "of the application)"
+            )
+
+
+async def _fired(shutdown: asyncio.Event | watch.Receiver[bool]) -> None:
+    if isinstance(shutdown, asyncio.Event):
+        await shutdown.wait()
+    else:
+        # Nobody can fire a shutdown whose sender is gone; waiting on would be for ever.
+        with contextlib.suppress(Closed):
+            await shutdown.wait_for(bool)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended, whatever it ends with."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # fetched: whoever cares has had it from the task

@@ -1,0 +1,234 @@
+"""The channels of a bus: their rings, who subscribes to them, and where a message goes.
+Layer: asyncio over core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Iterable
+
+from pgnotifybus.broadcast import Events, Receiver, Shared
+from pgnotifybus.core.ring import Entry
+from pgnotifybus.core.subscriptions import Plan, Subscriptions
+from pgnotifybus.errors import Closed, ListenRejected
+from pgnotifybus.links.base import ServerError
+from pgnotifybus.messages import Gap, Notification
+
+
+class Subscription(Receiver[str]):
+    """A receiver of one channel of a bus: payloads by `recv`, notifications by `events`."""
+
+    __slots__ = ()
+
+    def events(self) -> Events[Notification | Gap]:  # type: ignore[override]  # more than a value
+        """Notifications and gaps in their true order; never raises for loss.
+
+        A `Gap` stands where something is missing: `"lagged"` with the exact number skipped, or
+        `"reconnected"` between the last message of the old link and the first of the new one.
+        """
+        return Events(self, self._notification)
+
+    def _notification(self, entry: Entry[str, Gap]) -> Notification:
+        generation = entry.mark.generation if entry.mark is not None else 0
+        return Notification(self._shared.name, entry.value, entry.label or 0, generation)
+
+
+class Channel:
+    """One channel: its ring, and those who wait until it is listened to."""
+
+    __slots__ = ("claims", "configured", "shared", "waiters")
+
+    def __init__(self, shared: Shared[str], *, configured: bool) -> None:
+        self.shared = shared
+        self.configured = configured
+        self.claims = 0
+        """Calls of `listen` that have not returned yet: they want it, but receive nothing yet."""
+        self.waiters: dict[asyncio.Future[None], None] = {}
+
+    @property
+    def wanted(self) -> bool:
+        return self.configured or self.claims > 0 or self.shared.receivers > 0
+
+
+class Channels:
+    """All channels of a bus."""
+
+    def __init__(self, configured: Iterable[str], capacity: int) -> None:
+        self._capacity = capacity
+        self._channels: dict[str, Channel] = {}
+        self._routes: dict[str, Shared[str]] = {}
+        self._subscriptions = Subscriptions(self._is_wanted, self._forget)
+        self._bell: asyncio.Future[None] | None = None
+        self._generation = 0
+        self._closed = False
+        self.received = 0
+        """Notifications that came in, over all links."""
+        self.unrouted = 0
+        """Of those, the ones for a channel that nobody wants any more."""
+        for name in configured:
+            self._add(name, configured=True)
+
+    # -- subscribing ------------------------------------------------------------------------------
+
+    @property
+    def configured(self) -> list[str]:
+        return [name for name, channel in self._channels.items() if channel.configured]
+
+    def all(self) -> dict[str, Shared[str]]:
+        """Every channel there is now."""
+        return {name: channel.shared for name, channel in self._channels.items()}
+
+    def subscribe(self, name: str) -> Subscription | None:
+        """A receiver of a configured channel, for what arrives from now on."""
+        channel = self._channels.get(name)
+        if channel is None or not channel.configured:
+            return None
+        return Subscription(channel.shared)
+
+    async def listen(self, name: str) -> Subscription:
+        """A receiver of any channel, once the server listens to it for us.
+
+        Raises:
+            ListenRejected: If the server refuses.
+            Closed: If the bus ends meanwhile.
+
+        Cancel safety: the claim is taken back.
+        """
+        if self._closed:
+            raise Closed("the bus has ended")
+        channel = self._channels.get(name) or self._add(name, configured=False)
+        channel.claims += 1
+        try:
+            if not self._subscriptions.is_live(name):
+                self._touch(name)
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                channel.waiters[waiter] = None
+                try:
+                    await waiter
+                finally:
+                    channel.waiters.pop(waiter, None)
+            # Only now, so that nothing from before, not even a gap, reaches this receiver.
+            return Subscription(channel.shared)
+        finally:
+            channel.claims -= 1
+            if not channel.wanted:
+                self._touch(name)
+
+    def _add(self, name: str, *, configured: bool) -> Channel:
+        on_idle = None if configured else functools.partial(self._left, name)
+        shared: Shared[str] = Shared(self._capacity, name, on_idle)
+        # Not a gap, as nobody subscribes yet: it tells which generation the first messages are of.
+        shared.mark(Gap("reconnected", name, self._generation, None))
+        channel = self._channels[name] = Channel(shared, configured=configured)
+        return channel
+
+    def _is_wanted(self, name: str) -> bool:
+        channel = self._channels.get(name)
+        return channel is not None and channel.wanted
+
+    # -- the supervisor's side --------------------------------------------------------------------
+
+    def bell(self) -> asyncio.Future[None]:
+        """Done as soon as there may be a new plan; a fresh one at each call after that."""
+        if self._bell is None or self._bell.done():
+            self._bell = asyncio.get_running_loop().create_future()
+        return self._bell
+
+    def begin(self) -> Plan:
+        """What to ask the server for now, which the caller does at once.
+
+        From here on nothing is delivered on a channel that is being left, and whoever subscribes
+        to it now gets a new ring: what is still in flight is not for them. A message on a channel
+        being listened to can only arrive after its LISTEN has committed, so it is let through.
+        """
+        plan = self._subscriptions.begin()
+        for name in plan.unlisten:
+            self._routes.pop(name, None)
+            self._forget(name)
+        for name in plan.listen:
+            self._routes[name] = self._channels[name].shared
+        return plan
+
+    def acknowledge(self) -> None:
+        """The server has done what was begun: those who waited for it may go on."""
+        for name in self._subscriptions.acknowledge().listen:
+            channel = self._channels[name]
+            for waiter in channel.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            if not channel.wanted:  # everybody left while the LISTEN was under way
+                self._touch(name)
+
+    def refuse(self, plan: Plan, error: ServerError) -> ListenRejected | None:
+        """The server has done nothing of what was begun.
+
+        Returns:
+            What those who waited have been told, if it is certain which channel is refused.
+        """
+        for name in plan.listen:
+            self._routes.pop(name, None)
+        culprit = self._subscriptions.refuse()
+        if culprit is None:
+            return None
+        rejected = ListenRejected(f"the server refuses to LISTEN to channel {culprit!r}: {error}")
+        rejected.__cause__ = error
+        channel = self._channels.get(culprit)
+        for waiter in channel.waiters if channel is not None else ():
+            if not waiter.done():
+                waiter.set_exception(rejected)
+        return rejected
+
+    def announce(self, generation: int) -> None:
+        """A new link listens to everything: put the gap into every ring, before its messages."""
+        self._generation = generation
+        for name, channel in self._channels.items():
+            channel.shared.mark(Gap("reconnected", name, generation, None))
+
+    def link_lost(self) -> None:
+        """There is no link: nothing is acknowledged, and everything wanted must be asked for."""
+        self._routes.clear()
+        self._subscriptions.link_lost(self._channels)
+
+    def expected(self) -> frozenset[str]:
+        """What the server should be listening to for us."""
+        return self._subscriptions.acknowledged
+
+    def deliver(self, name: str, payloads: list[str], pids: list[int]) -> None:
+        """Hand on what has arrived on a channel. This is the sink of a link."""
+        self.received += len(payloads)
+        shared = self._routes.get(name)
+        if shared is None:
+            self.unrouted += len(payloads)
+        else:
+            shared.publish(payloads, pids)
+
+    def close(self) -> None:
+        """The bus has ended: receivers drain and then get `Closed`."""
+        self._closed = True
+        self._routes.clear()
+        for channel in self._channels.values():
+            channel.shared.close()
+            for waiter in channel.waiters:
+                if not waiter.done():
+                    waiter.set_exception(Closed("the bus has ended"))
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _forget(self, name: str) -> None:
+        channel = self._channels.get(name)
+        if channel is not None and not channel.wanted:
+            del self._channels[name]
+
+    def _touch(self, name: str) -> None:
+        self._subscriptions.touch(name)
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    def _left(self, name: str) -> None:
+        """The last receiver is gone: closed, or collected, in whatever thread that happens."""
+        self._subscriptions.doubt(name)
+        if self._bell is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the bus with it
+                self._bell.get_loop().call_soon_threadsafe(self._touch, name)

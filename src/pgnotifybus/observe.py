@@ -1,0 +1,162 @@
+"""What happens to a bus, as one stream of frozen events. Layer: leaf.
+
+An observer is any callable that takes an event. It is called in the event loop, so it must be
+quick; what it raises is logged and does no harm. The same stream feeds the log and the tests: what
+counts reconnects in production is what a test waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pgnotifybus.errors import PgNotifyBusError
+
+logger = logging.getLogger("pgnotifybus")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A link is listening to everything it should; its first message comes after this."""
+
+    generation: int
+    pid: int
+    server_version: str
+    channels: int
+    seconds: float
+    """From the start of the attempt to the last LISTEN acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """A link that was up is lost."""
+
+    generation: int
+    error: PgNotifyBusError
+    seconds: float
+    """How long it lived."""
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed:
+    """An attempt to bring a link up has failed."""
+
+    attempt: int
+    """1 for the first since a link was last up."""
+    error: PgNotifyBusError
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswered:
+    """The server has answered a probe, and the session is as it should be."""
+
+    generation: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelsChanged:
+    """The server has acknowledged a change of what is listened to."""
+
+    listened: tuple[str, ...]
+    unlistened: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListenRefused:
+    """The server has refused to listen to one channel; its subscribers have been told."""
+
+    channel: str
+    error: PgNotifyBusError
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Payloads that are not UTF-8 arrived; they were delivered with surrogate escapes."""
+
+    channel: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The bus has ended; nothing is left running."""
+
+    generation: int
+
+
+Event = (
+    LinkUp
+    | LinkDown
+    | ConnectFailed
+    | ProbeAnswered
+    | ChannelsChanged
+    | ListenRefused
+    | Undecodable
+    | Stopped
+)
+
+Observer = Callable[[Event], None]
+
+
+class Emitter:
+    """Tells the log and the observer, and lets neither disturb the bus."""
+
+    __slots__ = ("_last_failure", "_observer")
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer = observer
+        self._last_failure: str | None = None
+
+    def __call__(self, event: Event) -> None:
+        self._log(event)
+        if self._observer is None:
+            return
+        try:
+            self._observer(event)
+        except Exception:
+            logger.exception("the observer failed on %r", event)
+
+    def _log(self, event: Event) -> None:
+        match event:
+            case LinkUp():
+                self._last_failure = None
+                logger.info(
+                    "listening to %d channel(s): generation %d, server %s, PID %d",
+                    event.channels,
+                    event.generation,
+                    event.server_version,
+                    event.pid,
+                )
+            case LinkDown():
+                logger.warning(
+                    "the link is lost after %.1f s (%s); connecting again in %.1f s",
+                    event.seconds,
+                    event.error,
+                    event.retry_in,
+                )
+            case ConnectFailed():
+                # A server that is away for an hour is told once, not 120 times.
+                text = str(event.error)
+                level = logging.DEBUG if text == self._last_failure else logging.WARNING
+                self._last_failure = text
+                logger.log(
+                    level,
+                    "attempt %d to connect failed: %s; next in %.1f s",
+                    event.attempt,
+                    text,
+                    event.retry_in,
+                )
+            case ListenRefused():
+                logger.warning("%s", event.error)
+            case Undecodable():
+                logger.warning(
+                    "%d payload(s) on channel %r are not UTF-8; delivered with surrogate escapes",
+                    event.count,
+                    event.channel,
+                )
+            case ProbeAnswered() | ChannelsChanged() | Stopped():
+                logger.debug("%r", event)

@@ -1,0 +1,297 @@
+"""The loop that keeps a link up: connect, listen, announce, tend, back off. Layer: supervision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, TypeVar
+
+from pgnotifybus import observe, watch
+from pgnotifybus.channels import Channels
+from pgnotifybus.core.backoff import Backoff
+from pgnotifybus.core.liveness import Deadline, Liveness
+from pgnotifybus.core.subscriptions import Plan
+from pgnotifybus.errors import (
+    ConnectError,
+    FatalLinkError,
+    LinkError,
+    LinkLost,
+    ListenRejected,
+    PoolTooSmall,
+    ProbeTimeout,
+)
+from pgnotifybus.links.base import Link, ServerError, connect_failure
+from pgnotifybus.links.sources import Connector
+
+T = TypeVar("T")
+
+State = Literal["new", "connecting", "live", "down", "stopped"]
+
+# LISTEN looks through the session's channels one by one (async.c, up to PostgreSQL 18), so ten
+# thousand take a while; the server says nothing meanwhile.
+_SECONDS_PER_CHANNEL = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """All times of a bus, in seconds."""
+
+    probe_interval: float | None = 5.0
+    probe_timeout: float = 4.0
+    connect_timeout: float = 10.0
+    start_timeout: float = 30.0
+    backoff_initial: float = 0.5
+    backoff_maximum: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("probe_timeout", "connect_timeout", "start_timeout", "backoff_initial"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)!r}")
+        if self.probe_interval is not None and not self.probe_interval > 0:
+            raise ValueError(
+                f"probe_interval must be above 0 seconds, or None for no probes, not "
+                f"{self.probe_interval!r}"
+            )
+        if self.backoff_maximum < self.backoff_initial:
+            raise ValueError("backoff_maximum must be at least backoff_initial")
+
+
+@dataclass(slots=True)
+class Status:
+    """What the supervisor knows about the link; the bus makes its health from it."""
+
+    state: State = "new"
+    since: float = 0.0
+    cause: str | None = None
+    pid: int | None = None
+    server_version: str | None = None
+    last_probe_at: float | None = None
+    reconnects: int = 0
+    failed_attempts: int = 0
+
+
+class Supervisor:
+    """Owns the one link of a bus, for as long as `run` runs."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        channels: Channels,
+        generation: watch.Sender[int],
+        timing: Timing,
+        emit: observe.Emitter,
+    ) -> None:
+        self.status = Status()
+        self._connector = connector
+        self._channels = channels
+        self._generation = generation
+        self._timing = timing
+        self._emit = emit
+        self._liveness = Liveness(timing.probe_interval)
+
+    async def run(self, *, fail_fast: bool) -> NoReturn:
+        """Keep a link up until cancelled.
+
+        Args:
+            fail_fast: Raise when the first link cannot be brought up, unless the server says that
+                waiting helps and `start_timeout` has not passed.
+
+        Raises:
+            ConnectError, FatalLinkError: As `fail_fast` says; and what no server can mend
+                (a pool that is too small, a source that brings no connection) always.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        timing = self._timing
+        backoff = Backoff(timing.backoff_initial, timing.backoff_maximum)
+        while True:
+            attempted = loop.time()
+            self._enter("connecting")
+            up_at: float | None = None
+            try:
+                link = await self._connect()
+                try:
+                    await self._listen_to_all(link)
+                    up_at = loop.time()
+                    self._announce(link, up_at - attempted)
+                    await self._tend(link)
+                finally:
+                    self._channels.link_lost()
+                    await link.close()
+            except (LinkError, FatalLinkError) as error:
+                if self._generation.borrow() == 0 and not self._may_retry(
+                    error, fail_fast, loop.time() - started
+                ):
+                    raise
+                if up_at is not None:
+                    backoff.lived(loop.time() - up_at)
+                delay = backoff.next_delay()
+                self._report(error, None if up_at is None else loop.time() - up_at, delay)
+            await asyncio.sleep(delay)
+
+    def stopped(self) -> None:
+        """Take note that nothing runs any more."""
+        self._enter("stopped")
+
+    # -- the steps, in their order ----------------------------------------------------------------
+
+    async def _connect(self) -> Link:
+        timeout = self._timing.connect_timeout
+        try:
+            # Room for several hosts of one DSN: each has the timeout for itself.
+            async with asyncio.timeout(3 * timeout):
+                return await self._connector.connect("listener", timeout)
+        except TimeoutError:
+            raise ConnectError(
+                f"{self._connector.describe()} did not answer in time: check that nothing between "
+                "here and there drops packets, or raise connect_timeout"
+            ) from None
+
+    async def _listen_to_all(self, link: Link) -> None:
+        """LISTEN to everything that is wanted, in one round trip."""
+        self._channels.link_lost()
+        plan = self._channels.begin()
+        if not plan:
+            return
+        try:
+            await self._bounded(link, link.change(plan.listen, plan.unlisten), len(plan))
+        except ServerError as error:
+            failure = connect_failure(self._connector.describe(), str(error), error.sqlstate)
+            if isinstance(failure, ConnectError) and failure.waiting_helps:
+                raise failure from error
+            culprit = await self._culprit(link, plan.listen) or error
+            raise ListenRejected(f"the server refuses to LISTEN: {culprit}") from error
+        self._channels.acknowledge()
+
+    async def _culprit(self, link: Link, names: tuple[str, ...]) -> str | None:
+        """Which of the channels the server refuses."""
+        for name in names:
+            try:
+                await self._bounded(link, link.change((name,), ()))
+            except ServerError as error:
+                return f"channel {name!r}: {error}"
+        return None
+
+    def _announce(self, link: Link, seconds: float) -> None:
+        """Say that there is a new link: first the gap in every ring, then whatever it brings."""
+        generation = self._generation.borrow() + 1
+        self._channels.announce(generation)
+        self._generation.send(generation)
+        status = self.status
+        status.pid, status.server_version = link.pid, link.server_version
+        status.reconnects = generation - 1
+        status.failed_attempts = 0
+        self._enter("live")
+        self._emit(
+            observe.LinkUp(
+                generation, link.pid, link.server_version, len(self._channels.expected()), seconds
+            )
+        )
+        link.start(
+            self._channels.deliver,
+            lambda channel, count: self._emit(observe.Undecodable(channel, count)),
+        )
+
+    async def _tend(self, link: Link) -> NoReturn:
+        """Keep the server's idea of our channels up to date, and ask when it is silent."""
+        loop = asyncio.get_running_loop()
+        while True:
+            bell = self._channels.bell()
+            if plan := self._channels.begin():
+                await self._change(link, plan)
+                continue
+            silence = self._liveness.due_in(loop.time(), link.heard_at)
+            if silence == 0:
+                await self._probe(link)
+                continue
+            waited_for: set[asyncio.Future[Any]] = {bell, link.lost}
+            await asyncio.wait(waited_for, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+            if link.lost.done():
+                raise link.lost.result()
+
+    async def _change(self, link: Link, plan: Plan) -> None:
+        try:
+            await self._bounded(link, link.change(plan.listen, plan.unlisten), len(plan))
+        except ServerError as error:
+            rejected = self._channels.refuse(plan, error)
+            if plan.unlisten and rejected is not None:
+                raise LinkLost(f"the server refuses to UNLISTEN: {error}") from error
+            if rejected is not None:
+                self._emit(observe.ListenRefused(plan.listen[0], rejected))
+        else:
+            self._channels.acknowledge()
+            self._emit(observe.ChannelsChanged(plan.listen, plan.unlisten))
+
+    async def _probe(self, link: Link) -> None:
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        try:
+            session = await self._bounded(link, link.inspect())
+        except ServerError as error:
+            raise LinkLost(f"the server refuses the probe: {error}") from error
+        if missing := self._channels.expected() - session.channels:
+            raise LinkLost(
+                f"the session no longer listens to {len(missing)} of its channels, among them "
+                f"{min(missing)!r}: is there a transaction pooler in between?"
+            )
+        if session.in_recovery:
+            raise LinkLost("the server has become a standby")
+        self.status.last_probe_at = loop.time()
+        self._emit(observe.ProbeAnswered(self._generation.borrow(), loop.time() - asked))
+
+    # -- what they need ---------------------------------------------------------------------------
+
+    async def _bounded(self, link: Link, statement: Coroutine[Any, Any, T], size: int = 1) -> T:
+        """Run a statement; a server that stays silent for too long is held to be dead.
+
+        The deadline is ours and not the server's or the socket's: a server that is stopped, or a
+        network that swallows packets, sends nothing that could end the wait.
+        """
+        loop = asyncio.get_running_loop()
+        timeout = self._timing.probe_timeout + size * _SECONDS_PER_CHANNEL
+        deadline = Deadline(timeout, loop.time())
+        task = loop.create_task(statement)
+        try:
+            while not task.done():
+                if deadline.expired(loop.time(), link.heard_at):
+                    raise ProbeTimeout(f"the server has not answered for {timeout:g} s")
+                await asyncio.wait({task}, timeout=deadline.remaining(loop.time()))
+            return task.result()
+        finally:
+            if not task.done():
+                link.abort()
+                task.cancel()
+                await asyncio.wait({task})
+                # Whatever came of it is no news: somebody is already raising the reason.
+                _ = task.cancelled() or task.exception()
+
+    def _may_retry(
+        self, error: LinkError | FatalLinkError, fail_fast: bool, elapsed: float
+    ) -> bool:
+        """Whether to try again although no link has been up yet."""
+        if isinstance(error, PoolTooSmall):
+            return False
+        if not fail_fast:
+            return True
+        if not isinstance(error, LinkError):
+            return False
+        waiting_helps = isinstance(error, ConnectError) and error.waiting_helps
+        return waiting_helps and elapsed < self._timing.start_timeout
+
+    def _report(self, error: LinkError | FatalLinkError, lived: float | None, delay: float) -> None:
+        self.status.cause = str(error)
+        self._enter("down")
+        if lived is not None:
+            generation = self._generation.borrow()
+            self._emit(observe.LinkDown(generation, error, lived, delay))
+        else:
+            self.status.failed_attempts += 1
+            self._emit(observe.ConnectFailed(self.status.failed_attempts, error, delay))
+
+    def _enter(self, state: State) -> None:
+        if self.status.state != state:
+            self.status.state = state
+            self.status.since = asyncio.get_running_loop().time()
+        if state == "live":
+            self.status.cause = None

@@ -1,0 +1,322 @@
+"""Every way to lose a link: noticed, one generation more, one gap in its place on every channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import asyncpg
+import psycopg
+import pytest
+
+from pgnotifybus import Gap, LinkLost, Notification, PgNotifyBus, ProbeTimeout, observe
+from pgnotifybus.channels import Subscription
+from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.links.sources import Driver
+from support.proxy import FaultProxy
+from support.recorder import Recorder
+from support.sql import execute, kill_listener
+
+PrivateServer = Callable[..., EmbeddedServer]
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(params=["psycopg", "asyncpg"])
+def driver(request: pytest.FixtureRequest) -> Driver:
+    found: Driver = request.param
+    return found
+
+
+@dataclass
+class Subject:
+    """A bus under test, with a receiver on two configured channels and one of run time."""
+
+    bus: PgNotifyBus
+    recorder: Recorder
+    publish: str
+    """The DSN to publish on, which bypasses the fault."""
+    receivers: dict[str, Subscription] = field(default_factory=dict)
+
+    async def subscribe(self) -> None:
+        for name in ("a", "b"):
+            receiver = self.bus.subscribe(name)
+            assert receiver is not None
+            self.receivers[name] = receiver
+        self.receivers["dynamic"] = await self.bus.listen("dynamic")
+
+    async def send(self, payload: str) -> None:
+        for name in self.receivers:
+            await execute(self.publish, "SELECT pg_notify(%s, %s)", name, payload)
+
+    async def until_read(self, payload: str) -> None:
+        """Wait until every receiver could read the payload, without reading it."""
+        async with asyncio.timeout(10):
+            for receiver in self.receivers.values():
+                while not len(receiver):
+                    await receiver._shared.parking.park()
+
+    async def up_again(self, generation: int = 2) -> float:
+        """Wait for the next link; the seconds from the loss to it."""
+        down = await self.recorder.wait_for(observe.LinkDown, generation - 1, within=40)
+        up = await self.recorder.wait_for(observe.LinkUp, generation, within=40)
+        assert up.generation == generation == self.bus.health().generation
+        assert isinstance(down.error, LinkLost)
+        return down.seconds
+
+    async def check(self) -> None:
+        """One gap, of generation 2, between what was sent before and after; nothing more."""
+        await self.send("after")
+        for name, receiver in self.receivers.items():
+            events = receiver.events()
+            async with asyncio.timeout(10):
+                seen = [await anext(events) for _ in range(3)]
+            before, gap, after = seen
+            assert isinstance(before, Notification), seen
+            assert isinstance(after, Notification), seen
+            assert (before.payload, before.generation) == ("before", 1)
+            assert gap == Gap("reconnected", name, 2, None)
+            assert (after.payload, after.generation) == ("after", 2)
+        assert len(self.recorder.of(observe.LinkUp)) == 2
+        assert len(self.recorder.of(observe.LinkDown)) == 1
+
+
+def proxied(dsn: str) -> FaultProxy:
+    """A proxy in front of the server of a DSN."""
+    parts = urlsplit(dsn)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return FaultProxy(parts.hostname, parts.port)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    source: object, driver: Driver | None, publish: str | None = None, **options: float
+) -> AsyncIterator[Subject]:
+    recorder = Recorder()
+    bus = PgNotifyBus(
+        source,
+        ["a", "b"],
+        driver=driver,
+        observer=recorder,
+        backoff_initial=0.1,
+        **options,  # type: ignore[arg-type]
+    )
+    async with bus:
+        subject = Subject(bus, recorder, publish or str(source))
+        await subject.subscribe()
+        await subject.send("before")
+        await subject.until_read("before")
+        yield subject
+
+
+# -- the server ends it ---------------------------------------------------------------------------
+
+
+async def test_the_backend_is_terminated(database: str, driver: Driver) -> None:
+    """Trap 1, on every PostgreSQL."""
+    async with running(database, driver) as subject:
+        assert await kill_listener(database) == 1
+        await subject.up_again()
+        await subject.check()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_the_server_is_restarted(
+    private_server: PrivateServer, driver: Driver, mode: Literal["fast", "immediate"]
+) -> None:
+    """Trap 1."""
+    server = private_server()
+    async with running(server.dsn, driver) as subject:
+        await asyncio.to_thread(server.restart, mode)
+        await subject.up_again()
+        await subject.check()
+
+
+async def test_the_server_crashes_and_recovers(
+    private_server: PrivateServer, driver: Driver
+) -> None:
+    """Trap 1: SIGKILL, crash recovery; attempts meanwhile do not count as generations."""
+    server = private_server()
+    async with running(server.dsn, driver) as subject:
+        await asyncio.to_thread(server.kill)
+        await subject.recorder.wait_for(observe.ConnectFailed)
+        assert subject.bus.health().state in ("down", "connecting")
+        assert subject.bus.health().cause is not None
+        await asyncio.to_thread(server.start)
+        await subject.up_again()
+        await subject.check()
+
+
+async def test_a_failed_listen_is_no_generation(database18: str, driver: Driver) -> None:
+    """Trap 1: the session ends between connecting and the answer to LISTEN."""
+    made = 0
+
+    async def fresh() -> object:
+        nonlocal made
+        made += 1
+        connection: Any
+        if driver == "psycopg":
+            connection = await psycopg.AsyncConnection.connect(database18, autocommit=True)
+            pid = connection.info.backend_pid
+        else:
+            connection = await asyncpg.connect(database18)
+            pid = connection.get_server_pid()
+        if made in (2, 3):
+            await execute(database18, "SELECT pg_terminate_backend(%s, 5000)", pid)
+        return connection
+
+    async with running(fresh, None, publish=database18) as subject:
+        assert await kill_listener(database18) == 1
+        await subject.up_again()
+        assert len(subject.recorder.of(observe.ConnectFailed)) == 2
+        assert made == 4
+        await subject.check()
+
+
+async def test_a_refused_connection_is_no_generation(database18: str, driver: Driver) -> None:
+    """Trap 9: attempts go on, each later than the one before."""
+    async with proxied(database18) as proxy:
+        async with running(proxy.dsn_from(database18), driver, publish=database18) as subject:
+            await proxy.refuse()
+            await proxy.cut_rst()
+            await subject.recorder.wait_for(observe.ConnectFailed, 3)
+            await proxy.heal()
+            await subject.up_again()
+            delays = [event.retry_in for event in subject.recorder.of(observe.ConnectFailed)]
+            assert all(a < b for a, b in itertools.pairwise(delays))
+            await subject.check()
+
+
+# -- the network ends it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["rst", "fin"])
+async def test_the_connection_is_cut(database18: str, driver: Driver, how: str) -> None:
+    """Trap 1."""
+    async with proxied(database18) as proxy:
+        async with running(proxy.dsn_from(database18), driver, publish=database18) as subject:
+            await (proxy.cut_rst() if how == "rst" else proxy.cut_fin())
+            await subject.up_again()
+            await subject.check()
+
+
+@pytest.mark.parametrize("fault", ["both", "up", "down", "half-closed"])
+async def test_a_black_hole_is_noticed(database18: str, driver: Driver, fault: str) -> None:
+    """Trap 5: no FIN, no RST, nothing; and a proxy that keeps the client's side open."""
+    async with proxied(database18) as proxy:
+        async with running(
+            proxy.dsn_from(database18),
+            driver,
+            publish=database18,
+            probe_interval=0.3,
+            probe_timeout=0.5,
+            connect_timeout=2,
+        ) as subject:
+            if fault == "half-closed":
+                await proxy.half_close()
+            else:
+                await proxy.stall(fault)  # type: ignore[arg-type]
+            began = time.monotonic()
+            down = await subject.recorder.wait_for(observe.LinkDown)
+            assert isinstance(down.error, ProbeTimeout)
+            assert time.monotonic() - began < 3
+            await proxy.heal()
+            await subject.up_again()
+            await subject.check()
+
+
+async def test_a_black_hole_is_noticed_within_ten_seconds_by_default(database18: str) -> None:
+    """Trap 5, with the defaults that users get."""
+    async with proxied(database18) as proxy:
+        async with running(proxy.dsn_from(database18), "psycopg", publish=database18) as subject:
+            await proxy.stall()
+            began = time.monotonic()
+            await subject.recorder.wait_for(observe.LinkDown)
+            assert time.monotonic() - began < 10
+            await proxy.cut_rst()
+            await proxy.heal()
+            await subject.up_again()
+            await subject.check()
+
+
+async def test_a_stopped_server_is_noticed(private_server: PrivateServer, driver: Driver) -> None:
+    """Trap 5: SIGSTOP; the kernel goes on acknowledging packets, so only a probe can tell."""
+    server = private_server()
+    async with running(
+        server.dsn, driver, probe_interval=0.3, probe_timeout=0.5, connect_timeout=2
+    ) as subject:
+        server.pause()
+        try:
+            down = await subject.recorder.wait_for(observe.LinkDown)
+            assert isinstance(down.error, ProbeTimeout)
+        finally:
+            server.resume()
+        await subject.up_again()
+        await subject.check()
+
+
+async def test_a_session_that_no_longer_listens_is_noticed(database18: str) -> None:
+    """Trap 11's mild form: something between us and the server has emptied the session."""
+    made: list[psycopg.AsyncConnection[tuple[object, ...]]] = []
+
+    async def fresh() -> psycopg.AsyncConnection[tuple[object, ...]]:
+        made.append(await psycopg.AsyncConnection.connect(database18, autocommit=True))
+        return made[-1]
+
+    recorder = Recorder()
+    async with PgNotifyBus(
+        fresh, ["a"], observer=recorder, probe_interval=0.05, backoff_initial=0.05
+    ):
+        await recorder.wait_for(observe.ProbeAnswered)
+        made[0].pgconn.exec_(b"UNLISTEN *")  # synchronously, between two probes
+        down = await recorder.wait_for(observe.LinkDown)
+        assert "no longer listens" in str(down.error)
+        await recorder.wait_for(observe.LinkUp, 2)
+
+
+# -- no loss at all -------------------------------------------------------------------------------
+
+
+async def test_probes_do_not_blame_the_server_for_a_blocked_loop(database18: str) -> None:
+    """A loop that was blocked for longer than interval and timeout together finds its answer."""
+    recorder = Recorder()
+    async with PgNotifyBus(
+        database18, ["a"], observer=recorder, probe_interval=0.1, probe_timeout=0.3
+    ) as bus:
+        for _ in range(3):
+            answered = len(recorder.of(observe.ProbeAnswered))
+            await recorder.wait_for(observe.ProbeAnswered, answered + 1)
+            time.sleep(1.0)  # noqa: ASYNC251  # blocks the loop on purpose
+        answered = len(recorder.of(observe.ProbeAnswered))
+        await recorder.wait_for(observe.ProbeAnswered, answered + 2)
+        assert bus.health().generation == 1
+
+
+async def test_a_probe_in_flight_when_the_loop_blocks(database18: str) -> None:
+    """The answer lies in the socket when the timer of its deadline fires: it counts."""
+    recorder = Recorder()
+    blocked = 0
+
+    def block_on_probe(event: observe.Event) -> None:
+        recorder(event)
+
+    async with PgNotifyBus(
+        database18, ["a"], observer=block_on_probe, probe_interval=0.05, probe_timeout=0.2
+    ) as bus:
+        loop = asyncio.get_running_loop()
+        for _ in range(10):
+            # Whatever the probe is at just then.
+            loop.call_later(0.013, time.sleep, 0.4)
+            answered = len(recorder.of(observe.ProbeAnswered))
+            await recorder.wait_for(observe.ProbeAnswered, answered + 2)
+            blocked += 1
+        assert blocked == 10
+        assert bus.health().generation == 1
+        assert not recorder.of(observe.LinkDown)

@@ -1,0 +1,365 @@
+"""All kinds of source, on both drivers: what a bus takes of them, and what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import psycopg
+import psycopg_pool
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from pgnotifybus import (
+    AuthenticationFailed,
+    ConnectError,
+    FatalLinkError,
+    MissingExtra,
+    PgNotifyBus,
+    PoolTooSmall,
+    observe,
+)
+from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.links.sources import Driver, connector
+from support.recorder import Recorder
+from support.servers import PASSWORD
+from support.sql import execute, kill_listener
+
+KINDS = [
+    "dsn",
+    "dsn-asyncpg",
+    "dsn-sqlalchemy-style",
+    "asyncpg-pool",
+    "psycopg-pool",
+    "psycopg-pool-callable",
+    "engine-asyncpg",
+    "engine-psycopg",
+    "factory-asyncpg",
+    "factory-psycopg",
+]
+
+
+@contextlib.asynccontextmanager
+async def source_of(kind: str, dsn: str) -> AsyncIterator[object]:
+    match kind:
+        case "dsn":
+            yield dsn
+        case "dsn-asyncpg" | "dsn-sqlalchemy-style":
+            yield dsn.replace("postgresql://", "postgresql+asyncpg://")
+        case "asyncpg-pool":
+            async with asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
+                yield pool
+        case "psycopg-pool" | "psycopg-pool-callable":
+
+            async def conninfo() -> str:
+                return dsn
+
+            given: Any = conninfo if kind.endswith("callable") else dsn
+            async with psycopg_pool.AsyncConnectionPool(
+                given, min_size=1, max_size=1, open=False
+            ) as pool:
+                yield pool
+        case "engine-asyncpg" | "engine-psycopg":
+            driver = kind.removeprefix("engine-")
+            engine = create_async_engine(
+                dsn.replace("postgresql://", f"postgresql+{driver}://"),
+                pool_size=1,
+                max_overflow=0,
+                pool_timeout=2,
+            )
+            yield engine
+            await engine.dispose()
+        case "factory-asyncpg":
+
+            async def connect() -> object:
+                return await asyncpg.connect(dsn)
+
+            yield connect
+        case "factory-psycopg":
+            yield lambda: psycopg.AsyncConnection.connect(dsn)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_kind_of_source(
+    database18: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connects, is killed, connects again, listens at run time, and leaves nothing behind."""
+    recorder = Recorder()
+    async with source_of(kind, database18) as source:
+        bus = PgNotifyBus(source, ["c"], observer=recorder, backoff_initial=0.05)
+        async with bus:
+            receiver = bus.subscribe("c")
+            assert receiver is not None
+            dynamic = await bus.listen("dynamic")
+            await bus.notify("c", "1")
+            assert await receiver.recv() == "1"
+            assert await kill_listener(database18) == 1
+            await recorder.wait_for(observe.LinkUp, 2)
+            await bus.notify("dynamic", "2")
+            assert await dynamic.recv() == "2"
+        await _still_usable(kind, source)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def _still_usable(kind: str, source: Any) -> None:
+    """What the application gave still works, with all of its connections."""
+    if kind == "asyncpg-pool":
+        async with source.acquire(timeout=5) as one, source.acquire(timeout=5) as two:
+            assert await one.fetchval("SELECT 1") == await two.fetchval("SELECT 1") == 1
+    elif kind.startswith("psycopg-pool"):
+        async with source.connection(timeout=5) as connection:
+            await connection.execute("SELECT 1")
+    elif kind.startswith("engine"):
+        async with source.connect() as connection:
+            assert (await connection.execute(text("SELECT 1"))).scalar() == 1
+
+
+@pytest.mark.parametrize("kind", ["psycopg-pool", "engine-asyncpg", "engine-psycopg"])
+async def test_takes_no_slot_of_the_applications_pool(database18: str, kind: str) -> None:
+    """Pools of one connection, and the application has it while the bus runs."""
+    async with source_of(kind, database18) as source, PgNotifyBus(source, ["c"]) as bus:
+        await _still_usable(kind, source)
+        assert bus.health().state == "live"
+
+
+async def test_a_pool_of_one_is_refused(database18: str) -> None:
+    """Both ways to run say why."""
+    async with asyncpg.create_pool(database18, min_size=1, max_size=1) as pool:
+        with pytest.raises(PoolTooSmall, match="max_size=2"):
+            async with PgNotifyBus(pool, ["c"]):
+                pass
+        with pytest.raises(PoolTooSmall, match="max_size=2"):
+            await PgNotifyBus(pool, ["c"]).run(asyncio.Event())
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_a_pool_closed_under_the_bus_is_told(database18: str) -> None:
+    """The bus stays down and says why, and ends promptly when asked."""
+    recorder = Recorder()
+    pool = await asyncpg.create_pool(database18, min_size=1, max_size=2)
+    async with PgNotifyBus(pool, ["c"], observer=recorder, backoff_initial=0.05) as bus:
+        pool.terminate()
+        failed = await recorder.wait_for(observe.ConnectFailed)
+        assert "pool is clos" in str(failed.error)
+        assert bus.health().cause is not None
+
+
+# -- the door: what waiting will not help ---------------------------------------------------------
+
+
+@pytest.fixture(params=["psycopg", "asyncpg"])
+def driver(request: pytest.FixtureRequest) -> Driver:
+    found: Driver = request.param
+    return found
+
+
+async def test_a_wrong_password(pg18: EmbeddedServer, driver: Driver) -> None:
+    wrong = pg18.dsn_for(password="wr0ng/p@ss")
+    with pytest.raises(AuthenticationFailed, match="Check user, password") as refused:
+        async with PgNotifyBus(wrong, ["c"], driver=driver):
+            pass
+    assert_no_secret(refused.value, "wr0ng/p@ss", "wr0ng%2Fp%40ss")
+
+
+async def test_an_unknown_database(pg18: EmbeddedServer, driver: Driver) -> None:
+    with pytest.raises(FatalLinkError, match='database "nowhere" does not exist') as refused:
+        async with PgNotifyBus(pg18.dsn_for(database="nowhere"), ["c"], driver=driver):
+            pass
+    assert_no_secret(refused.value, PASSWORD)
+
+
+async def test_a_refused_host(driver: Driver, unused_tcp_port: int) -> None:
+    dsn = f"postgresql://shop:s3cret@127.0.0.1:{unused_tcp_port}/shop"
+    with pytest.raises(ConnectError, match=r"[Rr]efused|[Cc]onnect call failed") as refused:
+        async with PgNotifyBus(dsn, ["c"], driver=driver):
+            pass
+    assert str(unused_tcp_port) in str(refused.value)
+    assert_no_secret(refused.value, "s3cret")
+
+
+async def test_an_unknown_host(driver: Driver) -> None:
+    dsn = "postgresql://shop:s3cret@no-such-host.invalid/shop"
+    with pytest.raises(ConnectError, match="Check host") as refused:
+        async with PgNotifyBus(dsn, ["c"], driver=driver):
+            pass
+    assert_no_secret(refused.value, "s3cret")
+
+
+async def test_a_silent_host(database18: str, driver: Driver) -> None:
+    """A port that accepts and never answers."""
+    held = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(ConnectError):
+            async with PgNotifyBus(
+                f"postgresql://x@127.0.0.1:{port}/x", ["c"], driver=driver, connect_timeout=2
+            ):
+                pass
+    finally:
+        server.close()
+        for writer in held:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        await server.wait_closed()
+
+
+async def test_run_waits_for_a_server_that_is_not_there_yet(
+    database18: str, driver: Driver, unused_tcp_port: int
+) -> None:
+    """`run` is patient where `async with` is not, and stops promptly while it backs off."""
+    recorder = Recorder()
+    shutdown = asyncio.Event()
+    bus = PgNotifyBus(
+        f"postgresql://x@127.0.0.1:{unused_tcp_port}/x",
+        ["c"],
+        driver=driver,
+        observer=recorder,
+        backoff_initial=30,
+    )
+    running = asyncio.create_task(bus.run(shutdown))
+    await recorder.wait_for(observe.ConnectFailed)
+    assert bus.health().state == "down"
+    shutdown.set()
+    async with asyncio.timeout(1):
+        await running
+
+
+async def test_a_server_that_is_full_is_waited_for(
+    pg18: EmbeddedServer, database18: str, driver: Driver
+) -> None:
+    """Trap 9: "too many connections" passes; `async with` waits for `start_timeout`."""
+    role = "crowded"
+    await execute(
+        database18, f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN CONNECTION LIMIT 1"
+    )
+    await execute(database18, f"ALTER ROLE {role} PASSWORD '{PASSWORD}'")
+    ((name,),) = await execute(database18, "SELECT current_database()")
+    dsn = pg18.dsn_for(database=name, user=role, password=PASSWORD)
+    recorder = Recorder()
+    occupant = await psycopg.AsyncConnection.connect(dsn)
+    try:
+        bus = PgNotifyBus(dsn, ["c"], driver=driver, observer=recorder, backoff_initial=0.05)
+        entering = asyncio.create_task(bus.__aenter__())
+        failed = await recorder.wait_for(observe.ConnectFailed, 2)
+        assert isinstance(failed.error, ConnectError)
+        assert failed.error.waiting_helps
+        await occupant.close()
+        await entering
+        await bus.__aexit__(None, None, None)
+    finally:
+        await occupant.close()
+        await execute(database18, f"DROP ROLE {role}")
+
+
+# -- the door: what is not a source ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [None, 42, b"postgresql://", ["dsn"], object()])
+def test_an_unknown_kind_of_source(source: object) -> None:
+    with pytest.raises(TypeError, match="a DSN string, an asyncpg"):
+        PgNotifyBus(source, ["c"])
+
+
+@pytest.mark.parametrize(
+    ("dsn", "driver"),
+    [
+        ("postgresql://u:s3cret@host:port/x", "psycopg"),
+        ("postgresql://u:s3cret@[host/x", "psycopg"),
+        ("s3cret", "psycopg"),
+        ("mysql://u:s3cret@host/x", "psycopg"),
+        ("host=x password='s3cret", "psycopg"),
+        ("postgresql://u:s3cret@host:port/x", "asyncpg"),
+        ("mysql://u:s3cret@host/x", "asyncpg"),
+        ("postgresql+mystery://u:s3cret@host/x", None),
+    ],
+)
+def test_a_malformed_dsn(dsn: str, driver: Driver | None) -> None:
+    """Refused before any I/O, and without repeating what may be the password."""
+    with pytest.raises(ValueError, match="DSN") as refused:
+        PgNotifyBus(dsn, ["c"], driver=driver)
+    assert_no_secret(refused.value, "s3cret")
+
+
+def test_numbers_outside_their_range() -> None:
+    options: list[dict[str, Any]] = [
+        {"capacity": 0},
+        {"capacity": -1},
+        {"probe_interval": 0},
+        {"probe_timeout": 0},
+        {"connect_timeout": -1},
+        {"backoff_initial": 0},
+        {"backoff_initial": 2, "backoff_maximum": 1},
+        {"driver": "libpq"},
+    ]
+    for option in options:
+        with pytest.raises(ValueError, match=r"must be|at least"):
+            PgNotifyBus("", ["c"], **option)
+    with pytest.raises(TypeError):
+        PgNotifyBus("", ["c"], capacity=1.5)  # type: ignore[arg-type]
+
+
+async def test_synchronous_things_are_refused_with_the_right_name(database18: str) -> None:
+    from sqlalchemy import create_engine
+
+    engine = create_engine(database18.replace("postgresql://", "postgresql+psycopg://"))
+    with pytest.raises(TypeError, match="create_async_engine"):
+        PgNotifyBus(engine, ["c"])
+    with pytest.raises(TypeError, match="AsyncConnectionPool"):
+        PgNotifyBus(psycopg_pool.ConnectionPool(database18, open=False), ["c"])
+    async with await psycopg.AsyncConnection.connect(database18) as connection:
+        with pytest.raises(TypeError, match="callable"):
+            PgNotifyBus(connection, ["c"])
+
+    def synchronous() -> object:
+        return psycopg.connect(database18)
+
+    made: list[Any] = []
+
+    def remember() -> object:
+        made.append(synchronous())
+        return made[-1]
+
+    with pytest.raises(TypeError, match="psycopg AsyncConnection"):
+        async with PgNotifyBus(remember, ["c"]):
+            pass
+    made[0].close()
+
+
+@pytest.mark.parametrize(("driver", "package"), [("psycopg", "psycopg"), ("asyncpg", "asyncpg")])
+def test_a_driver_that_is_not_installed(
+    driver: Driver, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 'pgnotifybus\[{package}\]'") as missing:
+        PgNotifyBus("postgresql://localhost/x", ["c"], driver=driver)
+    assert isinstance(missing.value, ImportError)
+
+
+def test_no_secret_in_any_repr_or_description(database18: str) -> None:
+    assert PASSWORD in database18 or "s3cret" in database18
+    for driver in ("psycopg", "asyncpg"):
+        bus = PgNotifyBus(database18, ["c"], driver=driver)
+        shown = [repr(bus), str(bus.health()), str(bus.statistics())]
+        shown.append(connector(database18, driver).describe())
+        assert "s3cret" not in " ".join(shown)
+        assert "127.0.0.1" in shown[-1]
+
+
+def assert_no_secret(error: BaseException, *secrets: str) -> None:
+    """Nothing of the whole chain of causes tells a secret."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for secret in secrets:
+            assert secret not in str(seen)
+            assert secret not in repr(seen)
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
