@@ -24,6 +24,8 @@ from pgnotifybus.core.ring import NOTHING, Entry, Mark, Nothing, Ring, Skipped
 from pgnotifybus.errors import Closed, Empty, Lagged
 from pgnotifybus.messages import Gap
 
+__all__ = ["Events", "Receiver", "ReceiverStatistics", "Sender", "Statistics", "channel"]
+
 T = TypeVar("T")
 E = TypeVar("E")
 
@@ -308,6 +310,8 @@ class Receiver(Generic[T]):
 
         A method rather than an async generator, so that the loop can be entered again after
         `Lagged` and needs no `aclose`.
+
+        Cancel safety: cancelling loses nothing; the value is there for the next step.
         """
         while (taken := self._ring.take(self._cursor)) is NOTHING:
             if self._ended():
@@ -418,6 +422,10 @@ class Events(Generic[E]):
         return self
 
     async def __anext__(self) -> E:
+        """The next value or gap; waits for one, and ends when the channel is closed.
+
+        Cancel safety: cancelling loses nothing.
+        """
         try:
             event = await self._receiver._next_event()
         except Closed:

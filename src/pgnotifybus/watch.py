@@ -22,6 +22,8 @@ from pgnotifybus._parking import Parking
 from pgnotifybus.core.versioned import Versioned
 from pgnotifybus.errors import Closed
 
+__all__ = ["Receiver", "Sender", "channel"]
+
 T = TypeVar("T")
 
 

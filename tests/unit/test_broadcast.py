@@ -780,6 +780,7 @@ def test_the_values_are_gone_with_the_next_send_if_the_last_receiver_was_garbage
     ref = weakref.ref(value)
     sender.send(value)
     del value, receiver
+    assert ref() is not None, "a finalizer has touched the ring"
     assert sender.send("next") == 0
     assert ref() is None
     assert sender.statistics().kept == 0

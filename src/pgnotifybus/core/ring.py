@@ -129,13 +129,6 @@ class Ring(Generic[T, M]):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def append(self, value: T) -> None:
-        """Add one value behind all others."""
-        self._values.append(value)
-        self.tail += 1
-        if len(self._values) > self._limit:
-            self._trim()
-
     def extend(self, values: Sequence[T], labels: Sequence[int] = ()) -> None:
         """Add values behind all others, in their order.
 
@@ -233,10 +226,12 @@ class Ring(Generic[T, M]):
         position = cursor.position
         if self.tail - position > self.capacity or position < self._base:
             return self._overrun(cursor)
-        self._fold_marks()
-        content: M | None = self._marks[-1].content if self._marks else None
-        if cursor.mark != self._marks_made:
-            content = None
+        content: M | None = None
+        if cursor.mark == self._marks_made:
+            if self._marks:
+                content = self._marks[-1].content
+        else:
+            self._fold_marks()
             for mark in self._marks:
                 if mark.position > position:
                     break

@@ -80,12 +80,19 @@ class Subscriptions:
 
     def begin(self) -> Plan:
         """What to ask the server for now; it counts as under way until it is answered."""
-        if self._suspects:
+        plan = Plan()
+        while self._suspects and not plan:  # one that is no longer wanted must not end the search
             name = next(iter(self._suspects))
             del self._suspects[name]
-            names = [name]
-        else:
+            plan = self._difference([name])
+        if not plan:
             names, self._touched = list(self._touched), {}
+            plan = self._difference(names)
+        self._under_way = plan
+        return plan
+
+    def _difference(self, names: Iterable[str]) -> Plan:
+        """What it takes to get from what is acknowledged to what is wanted."""
         listen, unlisten = [], []
         for name in names:
             known = name in self._acknowledged or name in self._unsure
@@ -96,8 +103,7 @@ class Subscriptions:
                 unlisten.append(name)
             else:
                 self._forget(name)
-        self._under_way = Plan(tuple(listen), tuple(unlisten))
-        return self._under_way
+        return Plan(tuple(listen), tuple(unlisten))
 
     def acknowledge(self) -> Plan:
         """The server has done what was under way."""
