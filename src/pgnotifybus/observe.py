@@ -58,6 +58,14 @@ class ProbeAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRefused:
+    """The server has answered a probe, but refuses to tell what our session listens to."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelsChanged:
     """The server has acknowledged a change of what is listened to."""
 
@@ -93,6 +101,7 @@ Event = (
     | LinkDown
     | ConnectFailed
     | ProbeAnswered
+    | ProbeRefused
     | ChannelsChanged
     | ListenRefused
     | Undecodable
@@ -140,15 +149,19 @@ class Emitter:
                 )
             case ConnectFailed():
                 # A server that is away for an hour is told once, not 120 times.
-                text = str(event.error)
-                level = logging.DEBUG if text == self._last_failure else logging.WARNING
-                self._last_failure = text
                 logger.log(
-                    level,
+                    self._level(str(event.error)),
                     "attempt %d to connect failed: %s; next in %.1f s",
                     event.attempt,
-                    text,
+                    event.error,
                     event.retry_in,
+                )
+            case ProbeRefused():
+                logger.log(
+                    self._level(event.reason),
+                    "the server answers probes, but refuses to say what the session listens to "
+                    "(%s): grant EXECUTE on pg_listening_channels, or pass probe_interval=None",
+                    event.reason,
                 )
             case ListenRefused():
                 logger.warning("%s", event.error)
@@ -160,3 +173,9 @@ class Emitter:
                 )
             case ProbeAnswered() | ChannelsChanged() | Stopped():
                 logger.debug("%r", event)
+
+    def _level(self, failure: str) -> int:
+        """A warning the first time; the same again and again is only told to who debugs."""
+        level = logging.DEBUG if failure == self._last_failure else logging.WARNING
+        self._last_failure = failure
+        return level

@@ -13,6 +13,7 @@ from pgnotifybus.errors import LinkLost
 from pgnotifybus.links.base import Link, ServerError
 from pgnotifybus.links.sources import Driver, connector
 from support.sql import execute
+from support.tls import tls_in_front_of
 
 Connect = Callable[[str], Awaitable[Link]]
 
@@ -326,3 +327,39 @@ async def test_listens_to_ten_thousand_channels_in_one_statement(link: Link) -> 
     assert (await link.inspect()).channels == set(names)
     await link.notify(names[-1], "found")
     await inbox.until((names[-1], "found"))
+
+
+async def test_over_tls_nothing_is_left_in_a_buffer(database18: str, connect: Connect) -> None:
+    """What OpenSSL has decrypted and libpq had no room for is not announced by the socket."""
+    async with tls_in_front_of(database18) as tls:
+        link = await connect(tls.dsn)
+        inbox = Inbox()
+        await link.change(["bulk"], [])
+        link.start(inbox)
+        # Two full records in one go. The first fills libpq's buffer of 16 kB and leaves a part of
+        # the third message in it, so that the second record finds no room for its last part.
+        sizes = [6_539, 6_539, 6_539, 6_539, 6_537]
+        assert sum(size + 15 for size in sizes) == 2 * 16_384
+        tls.collect = 2 * 16_384
+        await execute(
+            database18,
+            "SELECT pg_notify('bulk', rpad(i::text, size, '.'))"
+            " FROM unnest(%s::int[]) WITH ORDINALITY AS given (size, i)",
+            sizes,
+        )
+        await inbox.until(("bulk", "5".ljust(6_537, ".")))
+        assert [len(payload) for _, payload in inbox.messages] == sizes
+        # And in bulk, with results in between.
+        tls.collect = 0
+        names = [f"channel {number}" for number in range(3_000)]
+        await link.change(names, [])
+        assert (await link.inspect()).channels == {"bulk", *names}
+        await execute(
+            database18,
+            "SELECT count(pg_notify('bulk', rpad(i::text, 7000, '.')))"
+            " FROM generate_series(1, 2000) AS i",
+        )
+        await inbox.until(("bulk", "2000".ljust(7_000, ".")))
+        numbers = [int(payload.rstrip(".")) for _, payload in inbox.messages[5:]]
+        assert numbers == list(range(1, 2_001))
+        await link.close()

@@ -172,6 +172,37 @@ async def test_an_unknown_database(pg18: EmbeddedServer, driver: Driver) -> None
     assert_no_secret(refused.value, PASSWORD)
 
 
+async def test_a_user_without_permission(
+    pg18: EmbeddedServer, database18: str, driver: Driver
+) -> None:
+    """One that may not connect is told at the door; one that may not ask is served all the same."""
+    ((name,),) = await execute(database18, "SELECT current_database()")
+    await execute(database18, f"CREATE ROLE visitor LOGIN PASSWORD '{PASSWORD}'")
+    dsn = pg18.dsn_for(database=name, user="visitor", password=PASSWORD)
+    function = "FUNCTION pg_catalog.pg_listening_channels()"
+    try:
+        await execute(database18, f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+        with pytest.raises(FatalLinkError, match="GRANT CONNECT"):
+            async with PgNotifyBus(dsn, ["c"], driver=driver):
+                pass
+        await execute(database18, f"GRANT CONNECT ON DATABASE {name} TO visitor")
+        await execute(database18, f"REVOKE EXECUTE ON {function} FROM PUBLIC")
+        recorder = Recorder()
+        async with PgNotifyBus(
+            dsn, ["c"], driver=driver, observer=recorder, probe_interval=0.05
+        ) as bus:
+            receiver = bus.subscribe("c")
+            assert receiver is not None
+            refused = await recorder.wait_for(observe.ProbeRefused, 3)
+            assert "permission denied" in refused.reason
+            await bus.notify("c", "served all the same")
+            assert await receiver.recv() == "served all the same"
+            assert bus.health().generation == 1
+    finally:
+        await execute(database18, f"GRANT EXECUTE ON {function} TO PUBLIC")
+        await execute(database18, "DROP OWNED BY visitor; DROP ROLE visitor")
+
+
 async def test_a_refused_host(driver: Driver, unused_tcp_port: int) -> None:
     dsn = f"postgresql://shop:s3cret@127.0.0.1:{unused_tcp_port}/shop"
     with pytest.raises(ConnectError, match=r"[Rr]efused|[Cc]onnect call failed") as refused:
@@ -261,6 +292,42 @@ async def test_a_server_that_is_full_is_waited_for(
         await execute(database18, f"DROP ROLE {role}")
 
 
+async def test_a_factory_that_fails_is_tried_again(database18: str) -> None:
+    """Whatever it raises may pass: the bus lives on, and says so."""
+    calls = 0
+
+    async def fresh() -> object:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3):
+            raise RuntimeError("the vault is sealed")
+        return await psycopg.AsyncConnection.connect(database18)
+
+    recorder = Recorder()
+    async with PgNotifyBus(fresh, ["c"], observer=recorder, backoff_initial=0.05):
+        await kill_listener(database18)
+        failed = await recorder.wait_for(observe.ConnectFailed, 2)
+        assert "the vault is sealed" in str(failed.error)
+        assert isinstance(failed.error.__cause__, RuntimeError)
+        await recorder.wait_for(observe.LinkUp, 2)
+
+
+async def test_sending_leaves_the_pool_to_the_application(database18: str) -> None:
+    """Of a pool of two, the listener keeps one; the other is only borrowed."""
+    async with asyncpg.create_pool(database18, min_size=1, max_size=2) as pool:
+        async with PgNotifyBus(pool, ["c"], connect_timeout=0.3) as bus:
+            receiver = bus.subscribe("c")
+            assert receiver is not None
+            await bus.notify("c", "1")
+            assert await receiver.recv() == "1"
+            async with pool.acquire(timeout=2) as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+                with pytest.raises(ConnectError, match="no connection of the pool is free"):
+                    await bus.notify("c", "2")
+            await bus.notify("c", "3")
+            assert await receiver.recv() == "3"
+
+
 # -- the door: what is not a source ---------------------------------------------------------------
 
 
@@ -277,6 +344,10 @@ def test_an_unknown_kind_of_source(source: object) -> None:
         ("postgresql://u:s3cret@[host/x", "psycopg"),
         ("s3cret", "psycopg"),
         ("mysql://u:s3cret@host/x", "psycopg"),
+        ("postgresql://u:s3c/ret@host/x", "psycopg"),
+        ("postgresql://u:s3c@ret@host/x", "psycopg"),
+        ("postgresql://u:s3cret", "psycopg"),
+        ("postgresql://host,u:s3cret/x", "asyncpg"),
         ("host=x password='s3cret", "psycopg"),
         ("postgresql://u:s3cret@host:port/x", "asyncpg"),
         ("mysql://u:s3cret@host/x", "asyncpg"),
@@ -287,7 +358,7 @@ def test_a_malformed_dsn(dsn: str, driver: Driver | None) -> None:
     """Refused before any I/O, and without repeating what may be the password."""
     with pytest.raises(ValueError, match="DSN") as refused:
         PgNotifyBus(dsn, ["c"], driver=driver)
-    assert_no_secret(refused.value, "s3cret")
+    assert_no_secret(refused.value, "s3c", "ret@")
 
 
 def test_numbers_outside_their_range() -> None:

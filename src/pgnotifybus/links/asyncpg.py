@@ -109,7 +109,8 @@ class AsyncpgLink:
 
     def abort(self) -> None:
         self._lose(LinkLost("the link was closed"))
-        self._connection.terminate()
+        with contextlib.suppress(asyncpg.InterfaceError):  # its pool has it back already
+            self._connection.terminate()
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -151,3 +152,46 @@ class AsyncpgLink:
                 self._connection.remove_termination_listener(self._on_termination)
             self.lost.set_result(reason)
         return self.lost.result()
+
+
+class PoolOutlet:
+    """A `base.Outlet` that borrows a connection of a pool for each notification."""
+
+    def __init__(self, pool: Any, where: str, timeout: float) -> None:
+        """Borrow nothing yet.
+
+        Args:
+            pool: An asyncpg pool.
+            where: The server, in words that may be shown.
+            timeout: The seconds to wait for a free connection.
+        """
+        self.lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
+        self._pool = pool
+        self._where = where
+        self._timeout = timeout
+
+    async def notify(self, channel: str, payload: str) -> None:
+        try:
+            connection = await self._pool.acquire(timeout=self._timeout)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise base.connect_failure(
+                self._where,
+                str(error) or "no connection of the pool is free",
+                getattr(error, "sqlstate", None),
+            ) from error
+        try:
+            await connection.execute(base.NOTIFY, channel, payload)
+        except asyncpg.PostgresError as error:
+            if not connection.is_closed():
+                raise base.ServerError(str(error), error.sqlstate) from error
+            raise LinkLost(str(error)) from error
+        except (OSError, asyncpg.InterfaceError) as error:
+            raise LinkLost(str(error) or type(error).__name__) from error
+        finally:
+            await self._pool.release(connection)
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+    def abort(self) -> None:
+        """Nothing is kept."""

@@ -45,7 +45,28 @@ class ServerError(Exception):
         return f"{self.message} (SQLSTATE {self.sqlstate})" if self.sqlstate else self.message
 
 
-class Link(Protocol):
+class Outlet(Protocol):
+    """Something that sends notifications, one at a time.
+
+    It raises `ServerError` if the server refuses, which leaves it as good as before, `LinkLost` if
+    the connection went while sending, and `ConnectError` if there was none.
+    """
+
+    @property
+    def lost(self) -> asyncio.Future[LinkLost]:
+        """Done when the connection is gone; the result says why."""
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Send one notification and wait for its commit."""
+
+    async def close(self) -> None:
+        """End the connection politely, within about a second. Twice is harmless."""
+
+    def abort(self) -> None:
+        """Drop the connection at once, without a word to the server. Twice is harmless."""
+
+
+class Link(Outlet, Protocol):
     """One dedicated connection. Statements must be issued one at a time.
 
     Every statement raises `ServerError` if the server refuses it and `LinkLost` if the connection
@@ -62,10 +83,6 @@ class Link(Protocol):
         """The version, as the server tells it."""
 
     @property
-    def lost(self) -> asyncio.Future[LinkLost]:
-        """Done when the connection is gone; the result says why."""
-
-    @property
     def heard_at(self) -> float:
         """When something last arrived, in seconds of the event loop's clock."""
 
@@ -80,15 +97,6 @@ class Link(Protocol):
 
     async def inspect(self) -> Session:
         """Ask the server what our session listens to; takes no transaction id and no WAL."""
-
-    async def notify(self, channel: str, payload: str) -> None:
-        """Send one notification and wait for its commit."""
-
-    async def close(self) -> None:
-        """End the connection politely, within about a second. Twice is harmless."""
-
-    def abort(self) -> None:
-        """Drop the connection at once, without a word to the server. Twice is harmless."""
 
 
 class Inbox:
@@ -213,6 +221,7 @@ _SQLSTATE_BY_TEXT: Final = (
     (re.compile(r"authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects"), "28000"),
     (re.compile(r'role ".*" (does not exist|is not permitted to log in)'), "28000"),
     (re.compile(r'database ".*" does not exist'), "3D000"),
+    (re.compile(r"permission denied for database"), "42501"),
     (re.compile(r"too many (clients|connections)|connection slots are reserved"), "53300"),
     (re.compile(r"the database system is|not yet accepting connections"), "57P03"),
     (re.compile(r"session is read-only|is not in hot standby|server is in hot standby"), "25006"),
@@ -229,7 +238,7 @@ def connect_failure(where: str, text: str, sqlstate: str | None) -> ConnectError
         text: What the driver said; must not carry a password.
         sqlstate: The server's code, if the driver knows it.
     """
-    text = " ".join(text.split())
+    text = _tidy(text)
     if sqlstate is None:
         sqlstate = next((s for pattern, s in _SQLSTATE_BY_TEXT if pattern.search(text)), None)
     if sqlstate is not None and sqlstate.startswith("28"):
@@ -238,6 +247,10 @@ def connect_failure(where: str, text: str, sqlstate: str | None) -> ConnectError
         )
     if sqlstate == "3D000":
         return FatalLinkError(f"{where} has no such database: {text}. Create it or correct the DSN")
+    if sqlstate == "42501":
+        return FatalLinkError(
+            f"{where} refuses this user: {text}. GRANT CONNECT on the database to it"
+        )
     if sqlstate == "25006":
         return ConnectError(
             f"{where} is a standby, which takes no LISTEN: {text}. Connect to the primary "
@@ -248,4 +261,16 @@ def connect_failure(where: str, text: str, sqlstate: str | None) -> ConnectError
         return ConnectError(f"{where} takes no connection now: {text}", waiting_helps=True)
     return ConnectError(
         f"cannot connect to {where}: {text}. Check host, port and that the server runs"
+    )
+
+
+def _tidy(text: str) -> str:
+    """One line, without what libpq says of where it connected and what to do."""
+    text = " ".join(text.split())
+    text = re.sub(r"^connection (failed|is bad): ", "", text)
+    text = re.sub(r"^connection to server (at|on socket) .*? failed: (FATAL: )?", "", text)
+    return (
+        text.removesuffix(" Is the server running on that host and accepting TCP/IP connections?")
+        .removesuffix(" Is the server running locally and accepting connections on that socket?")
+        .rstrip(".")
     )

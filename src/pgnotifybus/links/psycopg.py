@@ -89,6 +89,8 @@ class PsycopgLink:
 
     async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
         await self._query(base.change_channels(listen, unlisten))
+        for name in unlisten:
+            self._names.pop(name.encode(), None)
 
     async def inspect(self) -> base.Session:
         return base.session_from_rows(await self._query(base.INSPECT_SESSION))
@@ -138,50 +140,69 @@ class PsycopgLink:
         else:
             self._loop.remove_writer(self._fd)
 
-    def _collect_results(self) -> None:
+    def _collect_results(self) -> int:
         """Take what has arrived of the running statement's results, and end it at the last."""
+        count = 0
         while self._statement is not None and not self._pgconn.is_busy():
+            count += 1
             result = self._pgconn.get_result()
             if result is not None:
                 self._results.append(result)
-                continue
-            statement, self._statement = self._statement, None
-            results, self._results = self._results, []
-            if statement.done():  # its caller has been cancelled
-                return
-            for failed in results:
-                if failed.status == pq.ExecStatus.FATAL_ERROR:
-                    statement.set_exception(
-                        base.ServerError(
-                            _field(failed, pq.DiagnosticField.MESSAGE_PRIMARY) or "unknown error",
-                            _field(failed, pq.DiagnosticField.SQLSTATE),
-                        )
+            else:
+                self._end_statement()
+        return count
+
+    def _end_statement(self) -> None:
+        statement, self._statement = self._statement, None
+        results, self._results = self._results, []
+        if statement is None or statement.done():  # its caller has been cancelled
+            return
+        for failed in results:
+            if failed.status == pq.ExecStatus.FATAL_ERROR:
+                statement.set_exception(
+                    base.ServerError(
+                        _field(failed, pq.DiagnosticField.MESSAGE_PRIMARY) or "unknown error",
+                        _field(failed, pq.DiagnosticField.SQLSTATE),
                     )
-                    return
-            statement.set_result(_rows(results[-1]) if results else [])
+                )
+                return
+        statement.set_result(_rows(results[-1]) if results else [])
 
     # -- reading ----------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        pgconn = self._pgconn
-        # With TLS, a readable socket may hold more than libpq's buffer takes at once, and OpenSSL
-        # keeps the rest without the socket being readable again. So read until nothing comes.
-        rounds = _TLS_ROUNDS if pgconn.ssl_in_use else 1
+        # With TLS, a record may hold more than libpq's buffer takes at once. OpenSSL keeps what is
+        # over, for which the socket is not readable again (a newer libpq sees to it itself). So
+        # read until two rounds brought nothing: a record is 16 kB at most, a round takes 8 kB at
+        # least, and no message is longer.
+        idle = 2 if self._pgconn.ssl_in_use else 1
+        rounds = _TLS_ROUNDS if self._pgconn.ssl_in_use else 1
         try:
-            while rounds:
-                pgconn.consume_input()
-                taken = self._collect_notifications()
-                if self._statement is not None:
-                    self._collect_results()
-                    # Those behind a result are only seen once the result has been taken.
-                    taken += self._collect_notifications()
-                rounds = rounds - 1 if taken else 0
+            while idle and rounds:
+                idle = idle if self._read() else idle - 1
+                rounds -= 1
         except psycopg.Error as error:
             self._inbox.flush()  # what came before the end came
             self._lose(self._describe(error))
             return
         self.heard_at = self._loop.time()
         self._inbox.flush()
+        if idle and self._pgconn.ssl_in_use:  # there is more; others have their turn first
+            self._loop.call_soon(self._go_on_reading)
+
+    def _go_on_reading(self) -> None:
+        if not self.lost.done():
+            self._on_readable()
+
+    def _read(self) -> int:
+        """Take what has arrived; the number of notifications and results."""
+        self._pgconn.consume_input()
+        taken = self._collect_notifications()
+        if self._statement is not None:
+            taken += self._collect_results()
+            # Those behind a result are only seen once the result has been taken.
+            taken += self._collect_notifications()
+        return taken
 
     def _collect_notifications(self) -> int:
         count = 0

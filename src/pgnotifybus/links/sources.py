@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
+from pgnotifybus.core.dsn import MALFORMED, take_apart
 from pgnotifybus.errors import FatalLinkError, MissingExtra, PgNotifyBusError, PoolTooSmall
-from pgnotifybus.links.base import Link, ServerError, connect_failure
+from pgnotifybus.links.base import Link, Outlet, ServerError, connect_failure
 
 Driver = Literal["psycopg", "asyncpg"]
 
@@ -26,10 +27,12 @@ _KINDS: Final = (
     "or an async callable that returns a fresh asyncpg or psycopg connection"
 )
 
-_MALFORMED: Final = (
-    "the DSN is malformed: write postgresql://user:password@host:port/database, with special "
-    "characters in the parts percent-encoded"
-)
+# SQLAlchemy's names for the same drivers.
+_DIALECTS: Final[dict[str, Driver]] = {
+    "psycopg": "psycopg",
+    "psycopg_async": "psycopg",
+    "asyncpg": "asyncpg",
+}
 
 
 class Connector(Protocol):
@@ -51,6 +54,19 @@ class Connector(Protocol):
 
         Cancel safety: no connection is left behind.
         """
+
+    async def outlet(self, timeout: float) -> Outlet:
+        """Something to send notifications with; otherwise as `connect`."""
+
+
+class _Connects:
+    """What all connectors share but the pool that lends: an outlet is a link of its own."""
+
+    async def connect(self, part: str, timeout: float) -> Link:
+        raise NotImplementedError
+
+    async def outlet(self, timeout: float) -> Outlet:
+        return await self.connect("publisher", timeout)
 
 
 def connector(source: object, driver: Driver | None = None) -> Connector:
@@ -107,24 +123,15 @@ def _package(value: object) -> str:
 
 
 def _from_dsn(dsn: str, driver: Driver | None) -> Connector:
-    # SQLAlchemy's spelling of the same thing.
-    named = re.match(r"(postgres(?:ql)?)\+(\w+)://", dsn)
-    if named:
-        dialects: dict[str, Driver] = {
-            "psycopg": "psycopg",
-            "psycopg_async": "psycopg",
-            "asyncpg": "asyncpg",
-        }
-        if named[2] not in dialects:
-            raise ValueError(f"the DSN names the driver {named[2]!r}; known: {', '.join(dialects)}")
-        driver = driver or dialects[named[2]]
-        dsn = f"{named[1]}://{dsn[named.end() :]}"
-    if driver == "asyncpg":
-        return _AsyncpgDsn(dsn)
-    return _PsycopgDsn(dsn)
+    dsn, named = take_apart(dsn)
+    if named is not None:
+        if named not in _DIALECTS:
+            raise ValueError(f"the DSN names the driver {named!r}; known: {', '.join(_DIALECTS)}")
+        driver = driver or _DIALECTS[named]
+    return _AsyncpgDsn(dsn) if driver == "asyncpg" else _PsycopgDsn(dsn)
 
 
-class _PsycopgDsn:
+class _PsycopgDsn(_Connects):
     def __init__(self, dsn: str, kwargs: dict[str, Any] | None = None) -> None:
         try:
             import psycopg
@@ -135,10 +142,12 @@ class _PsycopgDsn:
             self._parameters = conninfo.conninfo_to_dict(dsn)
         except psycopg.Error:
             # What libpq says may repeat a part of the DSN, and so the password.
-            raise ValueError(_MALFORMED + ", or 'host=... dbname=...'") from None
+            raise ValueError(
+                f"the DSN is malformed: {MALFORMED}, or 'host=... dbname=...'"
+            ) from None
         ports = str(self._parameters.get("port") or "").split(",")
         if any(port and not port.isdecimal() for port in ports):
-            raise ValueError(_MALFORMED)  # libpq would only say so when it connects
+            raise ValueError(f"the DSN is malformed: {MALFORMED}")  # libpq says so too late
         self._dsn = dsn
         self._kwargs = kwargs or {}
 
@@ -167,20 +176,16 @@ class _PsycopgDsn:
         return await _psycopg_link(connection, part, timeout, tune_socket=not tuned)
 
 
-class _AsyncpgDsn:
+class _AsyncpgDsn(_Connects):
     def __init__(self, dsn: str) -> None:
         try:
             import asyncpg  # noqa: F401
         except ImportError:
             raise MissingExtra("asyncpg") from None
-        if dsn and not re.match(r"postgres(ql)?://", dsn):
+        if dsn and not dsn.startswith("postgresql://"):
             raise ValueError("the DSN is malformed: asyncpg takes postgresql://... only")
-        try:
-            self._parts = urlsplit(dsn)
-            _ = self._parts.port if "," not in self._parts.netloc else None
-        except ValueError:
-            raise ValueError(_MALFORMED) from None
         self._dsn = dsn
+        self._parts = urlsplit(dsn)
 
     def describe(self) -> str:
         host, _, port = self._parts.netloc.rpartition("@")[2].rpartition(":")
@@ -203,7 +208,7 @@ class _AsyncpgDsn:
 # -- pools and engines ----------------------------------------------------------------------------
 
 
-class _PsycopgPool:
+class _PsycopgPool(_Connects):
     """Connects with the pool's parameters, and takes no connection of the pool."""
 
     def __init__(self, pool: Any) -> None:
@@ -240,7 +245,10 @@ class _PsycopgPool:
 
 
 class _AsyncpgPool:
-    """Keeps one connection of the pool: asyncpg offers no way to take it out."""
+    """Keeps one connection of the pool for listening: asyncpg offers no way to take it out.
+
+    To send, it borrows one for each notification, so that the application has all the others.
+    """
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -269,8 +277,13 @@ class _AsyncpgPool:
 
         return await _asyncpg_link(connection, part, timeout, release)
 
+    async def outlet(self, timeout: float) -> Outlet:
+        from pgnotifybus.links.asyncpg import PoolOutlet
 
-class _Engine:
+        return PoolOutlet(self._pool, self.describe(), timeout)
+
+
+class _Engine(_Connects):
     """Connects through the engine and takes the connection out of its pool."""
 
     def __init__(self, engine: Any) -> None:
@@ -293,7 +306,7 @@ class _Engine:
             ) from error
         except Exception as error:
             # Drivers' own errors come through where SQLAlchemy does not wrap them.
-            if _package(error) not in ("asyncpg", "psycopg"):
+            if not _is_drivers(error):
                 raise
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
@@ -310,7 +323,7 @@ class _Engine:
         return await _link_over(connection, part, timeout, release)
 
 
-class _Factory:
+class _Factory(_Connects):
     """Calls the user's function for every new link."""
 
     def __init__(self, factory: Callable[[], Any]) -> None:
@@ -324,14 +337,14 @@ class _Factory:
             connection = self._factory()
             if inspect.isawaitable(connection):
                 connection = await connection
-        except (PgNotifyBusError, TypeError):
+        except PgNotifyBusError:
             raise
         except Exception as error:
-            if _package(error) in ("asyncpg", "psycopg") or isinstance(error, OSError):
-                raise connect_failure(
-                    self.describe(), _say(error), getattr(error, "sqlstate", None)
-                ) from error
-            raise
+            # Whatever it was, it may pass: a password that could not be fetched just now, say.
+            text = _say(error) if _is_drivers(error) else f"{type(error).__name__}: {error}"
+            raise connect_failure(
+                self.describe(), text, getattr(error, "sqlstate", None)
+            ) from error
         return await _link_over(connection, part, timeout)
 
 
@@ -393,6 +406,10 @@ async def _prepared(link: _Preparable, part: str, timeout: float) -> Link:
     return link
 
 
+def _is_drivers(error: BaseException) -> bool:
+    return isinstance(error, OSError) or _package(error) in ("asyncpg", "psycopg")
+
+
 def _say(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
@@ -400,5 +417,9 @@ def _say(error: BaseException) -> str:
 
 
 def _describe(host: str, port: str, database: str) -> str:
+    # What a DSN leaves out, both drivers take from libpq's variables.
+    host = host or os.environ.get("PGHOST", "")
+    port = port or os.environ.get("PGPORT", "")
+    database = database or os.environ.get("PGDATABASE", "")
     where = f"{host or 'the local server'}{':' + port if port else ''}"
     return f"{where}, database {database}" if database else where
