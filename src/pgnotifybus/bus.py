@@ -41,7 +41,7 @@ class ChannelStatistics:
     """How one channel is at one moment."""
 
     received: int
-    """Messages since the channel was first subscribed to."""
+    """Messages since the bus has listened to the channel, also those nobody subscribed to."""
     kept: int
     """Messages that a receiver that is behind could still read."""
     capacity: int
@@ -93,10 +93,12 @@ class PgNotifyBus:
             source: Where to connect: a DSN string, an `asyncpg.Pool`, a
                 `psycopg_pool.AsyncConnectionPool`, a SQLAlchemy `AsyncEngine`, or an async
                 callable that returns a fresh asyncpg or psycopg connection. An asyncpg pool lends
-                one of its connections for as long as the bus runs; the others lend none.
+                one of its connections for as long as the bus runs, and from the first `notify` on
+                a second; the others lend none.
             channels: The channels to listen to from the start, of exactly these names.
             capacity: How many messages a channel keeps for a receiver that is behind; at least 1.
-            driver: `"psycopg"` (default) or `"asyncpg"`, for a DSN.
+            driver: `"psycopg"` or `"asyncpg"`, for a DSN; None takes the one that the DSN names
+                (`postgresql+asyncpg://`), else psycopg.
             probe_interval: The seconds of silence after which the server is asked whether it is
                 still there; None for never, which lets a database that scales to zero sleep.
             probe_timeout: The seconds of silence after a question that mean that the link is dead.
@@ -200,7 +202,8 @@ class PgNotifyBus:
         What commits after this is delivered. The bus is then run by a task of its own.
 
         Raises:
-            ConnectError: If the server cannot be reached; the message says what to check.
+            LinkError: If there is no connection (`ConnectError`), or it was lost before the LISTENs
+                were acknowledged; the message says what to check.
             FatalLinkError: If waiting will not help: `AuthenticationFailed`, `ListenRejected`,
                 `PoolTooSmall`, an unknown database.
 
@@ -213,11 +216,10 @@ class PgNotifyBus:
             await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
-        except BaseException:
-            await _cancel(task)
-            raise
-        finally:
             await _cancel(up)
+        except BaseException:
+            await _cancel(task, up)
+            raise
         self._task = task
         return self
 
@@ -227,7 +229,10 @@ class PgNotifyBus:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the bus; receivers get what is unread, and then `Closed`."""
+        """End the bus; receivers get what is unread, and then `Closed`.
+
+        Cancel safety: cancelling ends the bus all the same, and then raises.
+        """
         self._stop.set()
         task, self._task = self._task, None
         if task is not None:
@@ -266,6 +271,7 @@ class PgNotifyBus:
             ConnectError, FatalLinkError: If there is no connection; nothing was sent.
             LinkLost: If the connection broke meanwhile; whether it was sent is not known.
             LinkError: If the server refused; nothing was sent.
+            Closed: If the bus has ended; nothing was sent.
             RuntimeError: If the bus has not been started, or runs in another event loop.
 
         Cancel safety: what is being sent may be sent or not; nothing is sent twice.
@@ -313,22 +319,26 @@ class PgNotifyBus:
             raise RuntimeError("a bus runs once: make a new one")
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
+        self._supervisor.status.since = self._loop.time()
         stop = asyncio.create_task(_fired(shutdown), name="pgnotifybus shutdown")
         work = asyncio.create_task(
             self._supervisor.run(fail_fast=fail_fast), name="pgnotifybus supervisor"
         )
         try:
-            await asyncio.wait({stop, work}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            done, _ = await asyncio.wait({stop, work}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            await _cancel(stop)
-            await _cancel(work)
-            await self._publisher.close()
-            self._supervisor.stopped()
-            self._channels.close()
-            self._generation.close()
-            self._emit(observe.Stopped(self._generation.borrow()))
+            try:
+                closing = asyncio.create_task(self._publisher.close())
+                stop.cancel()
+                work.cancel()
+                await _ended(stop, work, closing)
+            finally:
+                self._supervisor.stopped()
+                self._channels.close()
+                self._generation.close()
+                self._emit(observe.Stopped(self._generation.borrow()))
 
     def _check_running(self) -> None:
         if self._loop is None:
@@ -357,9 +367,25 @@ async def _fired(shutdown: asyncio.Event | watch.Receiver[bool]) -> None:
             await shutdown.wait_for(bool)
 
 
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it has ended, whatever it ends with."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # fetched: whoever cares has had it from the task
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they have ended, whatever they end with."""
+    for task in tasks:
+        task.cancel()
+    await _ended(*tasks)
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until tasks have ended, whatever they end with.
+
+    Cancel safety: none of them is left running; the cancellation is raised once they have ended.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for task in tasks:
+        _ = task.cancelled() or task.exception()  # fetched: whoever cares has had it from the task
+    if cancelled is not None:
+        raise cancelled

@@ -154,12 +154,9 @@ class Channels:
     def acknowledge(self) -> None:
         """The server has done what was begun: those who waited for it may go on."""
         for name in self._subscriptions.acknowledge().listen:
-            channel = self._channels[name]
-            for waiter in channel.waiters:
+            for waiter in self._channels[name].waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-            if not channel.wanted:  # everybody left while the LISTEN was under way
-                self._touch(name)
 
     def refuse(self, plan: Plan, error: ServerError) -> ListenRejected | None:
         """The server has done nothing of what was begun.
@@ -170,11 +167,13 @@ class Channels:
         for name in plan.listen:
             self._routes.pop(name, None)
         culprit = self._subscriptions.refuse()
-        if culprit is None:
-            return None
-        rejected = ListenRejected(f"the server refuses to LISTEN to channel {culprit!r}: {error}")
+        return None if culprit is None else self.reject(culprit, error)
+
+    def reject(self, name: str, error: ServerError) -> ListenRejected:
+        """The server refuses this channel: tell those who wait for it, so that they give it up."""
+        rejected = ListenRejected(f"the server refuses to LISTEN to channel {name!r}: {error}")
         rejected.__cause__ = error
-        channel = self._channels.get(culprit)
+        channel = self._channels.get(name)
         for waiter in channel.waiters if channel is not None else ():
             if not waiter.done():
                 waiter.set_exception(rejected)

@@ -32,6 +32,9 @@ State = Literal["new", "connecting", "live", "down", "stopped"]
 # thousand take a while; the server says nothing meanwhile.
 _SECONDS_PER_CHANNEL = 0.002
 
+# A link closes within about a second; a pool that gets its connection back may take longer.
+_CLOSE_SECONDS = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -118,7 +121,7 @@ class Supervisor:
                     await self._tend(link)
                 finally:
                     self._channels.link_lost()
-                    await link.close()
+                    await self._close(link)
             except (LinkError, FatalLinkError) as error:
                 if self._generation.borrow() == 0 and not self._may_retry(
                     error, fail_fast, loop.time() - started
@@ -160,18 +163,17 @@ class Supervisor:
             failure = connect_failure(self._connector.describe(), str(error), error.sqlstate)
             if isinstance(failure, ConnectError) and failure.waiting_helps:
                 raise failure from error
-            culprit = await self._culprit(link, plan.listen) or error
-            raise ListenRejected(f"the server refuses to LISTEN: {culprit}") from error
+            await self._reject_culprit(link, plan.listen)
+            raise ListenRejected(f"the server refuses to LISTEN: {error}") from error
         self._channels.acknowledge()
 
-    async def _culprit(self, link: Link, names: tuple[str, ...]) -> str | None:
-        """Which of the channels the server refuses."""
+    async def _reject_culprit(self, link: Link, names: tuple[str, ...]) -> None:
+        """Find the channel that the server refuses; those who wait for it must not block others."""
         for name in names:
             try:
                 await self._bounded(link, link.change((name,), ()))
             except ServerError as error:
-                return f"channel {name!r}: {error}"
-        return None
+                raise self._channels.reject(name, error) from error
 
     def _announce(self, link: Link, seconds: float) -> None:
         """Say that there is a new link: first the gap in every ring, then whatever it brings."""
@@ -229,7 +231,9 @@ class Supervisor:
         try:
             session = await self._bounded(link, link.inspect())
         except ServerError as error:
-            raise LinkLost(f"the server refuses the probe: {error}") from error
+            # It has answered, so it is there; what it thinks of our session we may not know.
+            self._emit(observe.ProbeRefused(self._generation.borrow(), str(error)))
+            return
         if missing := self._channels.expected() - session.channels:
             raise LinkLost(
                 f"the session no longer listens to {len(missing)} of its channels, among them "
@@ -263,8 +267,16 @@ class Supervisor:
                 link.abort()
                 task.cancel()
                 await asyncio.wait({task})
-                # Whatever came of it is no news: somebody is already raising the reason.
-                _ = task.cancelled() or task.exception()
+            # Whatever came of it is no news: somebody is already raising the reason.
+            _ = task.cancelled() or task.exception()
+
+    async def _close(self, link: Link) -> None:
+        """Close a link; how that goes does not matter to the next one."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await link.close()
+        except Exception as error:  # noqa: BLE001 - a pool may raise anything
+            observe.logger.debug("closing the link failed: %r", error)
 
     def _may_retry(
         self, error: LinkError | FatalLinkError, fail_fast: bool, elapsed: float
