@@ -1,0 +1,14 @@
+"""The command line: listen, notify and the demo. Layer: cli, the outermost.
+
+::
+
+    app       the commands and their options; Typer
+    secrecy   no password in the process list
+    dsn       which server: --dsn, DATABASE_URL, PG*, or the embedded one
+    outcomes  errors, exit codes, signals
+    output    lines to stdout that never hold up the event loop
+    render    one message or event as one line
+    listen    pgnotifybus listen
+    notify    pgnotifybus notify
+    demo      pgnotifybus demo
+"""

@@ -1,0 +1,45 @@
+"""One message is one line, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgnotifybus.cli.render import Json, Plain, printable
+from pgnotifybus.messages import Gap, Notification
+
+ANYTHING = st.text(st.characters(exclude_characters="\0", codec=None))
+
+
+@given(ANYTHING, ANYTHING)
+def test_a_line_for_people_is_one_line_with_one_tab(channel: str, payload: str) -> None:
+    line = Plain().item(Notification(channel, payload, 1, 1))
+    assert len(line.splitlines()) <= 1
+    assert line.count("\t") == 1
+    assert not any(ord(c) < 32 and c != "\t" for c in line)
+    line.encode()  # no lone surrogate either
+
+
+@given(ANYTHING, ANYTHING)
+def test_json_is_one_ascii_line_that_gives_the_payload_back(channel: str, payload: str) -> None:
+    line = Json().item(Notification(channel, payload, 7, 2))
+    assert line.isascii()
+    assert len(line.splitlines()) == 1
+    back = json.loads(line)
+    assert (back["channel"], back["payload"]) == (channel, payload)
+
+
+@pytest.mark.parametrize("gap", [Gap("lagged", "a\tb", 1, 3), Gap("reconnected", "a\tb", 2, None)])
+def test_a_gap_has_no_tab(gap: Gap) -> None:
+    line = Plain().item(gap)
+    assert line.startswith("-- ")
+    assert "\t" not in line
+
+
+def test_what_is_harmless_stays_as_it_is() -> None:
+    for text in ('{"a": "\\n"}', "naïve 日本語", "👨\u200d👩", "a b", "[bold]x[/]"):
+        assert printable(text) == text
+    assert printable("\udce4\u2066\x9b") == "\\udce4\\u2066\\x9b"
