@@ -220,7 +220,7 @@ def main() -> None:
         100: 50_000 // share,
         1000: 20_000 // share,
     }
-    singles = {1: 20_000 // share, 10: 20_000 // share, 100: 5_000 // share, 1000: 1_000 // share}
+    singles = {1: 5_000 // share, 10: 5_000 // share, 100: 3_000 // share, 1000: 1_000 // share}
     with EmbeddedServer() as server:
         dsn = options.dsn or server.dsn
         print(f"Python {platform.python_version()}, {os.cpu_count()} cores")
