@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--json", default=None, metavar="FILE", help="write all figures there too")
     options = parser.parse_args()
     share = 10 if options.quick else 1
-    rounds = 1 if options.quick else 5
+    rounds = 1 if options.quick else 3
     bursts = {
         1: 200_000 // share,
         10: 100_000 // share,

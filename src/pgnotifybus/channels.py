@@ -57,6 +57,9 @@ class Channels:
 
     def __init__(self, configured: Iterable[str], capacity: int) -> None:
         self._capacity = capacity
+        self.batch = max(1, capacity // 2)
+        """How many messages of a channel to deliver in one turn of the loop: half a ring, so that
+        a receiver that is always ready may be a turn late and has still lost nothing."""
         self._channels: dict[str, Channel] = {}
         self._routes: dict[str, Shared[str]] = {}
         self._subscriptions = Subscriptions(self._is_wanted, self._forget)

@@ -120,6 +120,7 @@ class Supervisor:
                     self._announce(link, up_at - attempted)
                     await self._tend(link)
                 finally:
+                    link.flush()
                     self._channels.link_lost()
                     await self._close(link)
             except (LinkError, FatalLinkError) as error:
@@ -193,6 +194,7 @@ class Supervisor:
         link.start(
             self._channels.deliver,
             lambda channel, count: self._emit(observe.Undecodable(channel, count)),
+            batch=self._channels.batch,
         )
 
     async def _tend(self, link: Link) -> NoReturn:

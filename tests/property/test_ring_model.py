@@ -115,7 +115,7 @@ class RingMachine(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         if hasattr(self, "ring"):
-            kept = len(self.ring._values)
+            kept = len(self.ring.values)
             assert kept <= self.ring.capacity + 16
             assert kept == len(self.ring._labels)
             assert len(self.ring._marks) <= kept + 1

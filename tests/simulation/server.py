@@ -162,11 +162,21 @@ class SimulatedLink:
     def notified(self, number: int, channel: str) -> None:
         """Something commits: send it, if the session listens to the channel."""
         if channel in self.listening:
-            self._send(partial(self._inbox.put, channel, str(number), 1))
+            self._send(partial(self._put, channel, str(number)))
+
+    def _put(self, channel: str, payload: str) -> None:
+        payloads, pids = self._inbox.of(channel)
+        payloads.append(payload)
+        pids.append(1)
 
     # -- links.base.Link --------------------------------------------------------------------------
 
-    def start(self, sink: Sink, on_undecodable: OnUndecodable | None = None) -> None:
+    def flush(self) -> None:
+        self._inbox.flush()
+
+    def start(
+        self, sink: Sink, on_undecodable: OnUndecodable | None = None, batch: int | None = None
+    ) -> None:
         self.starts += 1
 
         def recording(channel: str, payloads: list[str], pids: list[int]) -> None:
@@ -176,7 +186,7 @@ class SimulatedLink:
                 self._server.arrivals += [Arrival(n, channel, self.pid) for n in numbers]
             sink(channel, payloads, pids)
 
-        self._inbox.start(recording, on_undecodable)
+        self._inbox.start(recording, on_undecodable, batch)
 
     async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
         def run() -> None:
@@ -213,6 +223,7 @@ class SimulatedLink:
             self.abort()
 
     def abort(self) -> None:
+        self._inbox.flush()
         self.closed = self._leaving = self._ended = True
         self._arriving.clear()
         self._lose(LinkLost("the link was closed"))

@@ -88,14 +88,14 @@ class Ring(Generic[T, M]):
     """The newest `capacity` values, the marks between them, and the arithmetic of reading them."""
 
     __slots__ = (
-        "_base",
         "_labels",
         "_limit",
         "_marks",
-        "_marks_made",
-        "_values",
+        "base",
         "capacity",
+        "marks_made",
         "tail",
+        "values",
     )
 
     def __init__(self, capacity: int) -> None:
@@ -115,17 +115,17 @@ class Ring(Generic[T, M]):
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.capacity = capacity
         self.tail = 0
-        self._values: list[T] = []
+        self.values: list[T] = []
         self._labels: list[int] = []
-        self._base = 0  # the position of _values[0]
+        self.base = 0  # the position of values[0]
         self._limit = capacity + max(capacity // _SLACK_DIVISOR, _SLACK_MINIMUM)
         self._marks: list[Mark[M]] = []
-        self._marks_made = 0
+        self.marks_made = 0
 
     @property
     def oldest(self) -> int:
         """The position of the oldest value that can still be read; `tail` if there is none."""
-        return max(self._base, self.tail - self.capacity)
+        return max(self.base, self.tail - self.capacity)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -136,32 +136,32 @@ class Ring(Generic[T, M]):
             values: What to add.
             labels: One for each value. A ring either always gets labels or never.
         """
-        self._values.extend(values)
+        self.values.extend(values)
         self._labels.extend(labels)
         self.tail += len(values)
-        if len(self._values) > self._limit:
+        if len(self.values) > self._limit:
             self._trim()
 
     def mark(self, content: M) -> None:
         """Set a mark behind the newest value and in front of the next one."""
-        self._marks_made += 1
+        self.marks_made += 1
         if self._marks and self._marks[-1].position == self.tail:
             self._marks.pop()
-        self._marks.append(Mark(self.tail, self._marks_made, content))
+        self._marks.append(Mark(self.tail, self.marks_made, content))
         self._fold_marks()
 
     def clear(self) -> None:
         """Forget all values; positions go on from where they are, and the newest mark stays."""
-        self._base = self.tail
+        self.base = self.tail
         self._labels.clear()
-        self._values.clear()  # last: a value's finalizer may use this ring
+        self.values.clear()  # last: a value's finalizer may use this ring
         self._fold_marks()
 
     def _trim(self) -> None:
-        surplus = len(self._values) - self.capacity
-        self._base += surplus
+        surplus = len(self.values) - self.capacity
+        self.base += surplus
         del self._labels[:surplus]
-        del self._values[:surplus]  # last, as in clear
+        del self.values[:surplus]  # last, as in clear
         self._fold_marks()
 
     def _fold_marks(self) -> None:
@@ -182,7 +182,7 @@ class Ring(Generic[T, M]):
 
     def cursor(self) -> Cursor:
         """A cursor behind everything there is: it will read what is appended from now on."""
-        return Cursor(self.tail, self._marks_made)
+        return Cursor(self.tail, self.marks_made)
 
     def unread(self, cursor: Cursor) -> int:
         """How many values the cursor can still read; never more than the capacity."""
@@ -198,11 +198,11 @@ class Ring(Generic[T, M]):
         behind = self.tail - position
         if not behind:
             return NOTHING
-        if behind > self.capacity or position < self._base:
+        if behind > self.capacity or position < self.base:
             return self._overrun(cursor)
-        value = self._values[position - self._base]
+        value = self.values[position - self.base]
         cursor.position = position + 1
-        if cursor.mark != self._marks_made:
+        if cursor.mark != self.marks_made:
             self._pass_marks(cursor)
         return value
 
@@ -212,22 +212,22 @@ class Ring(Generic[T, M]):
         behind = self.tail - position
         if not behind:
             return NOTHING
-        if behind > self.capacity or position < self._base:
+        if behind > self.capacity or position < self.base:
             return self._overrun(cursor)
-        start = position - self._base
-        values = self._values[start : None if limit is None else start + limit]
+        start = position - self.base
+        values = self.values[start : None if limit is None else start + limit]
         cursor.position = position + len(values)
-        if cursor.mark != self._marks_made:
+        if cursor.mark != self.marks_made:
             self._pass_marks(cursor)
         return values
 
     def take_event(self, cursor: Cursor) -> Entry[T, M] | Mark[M] | Skipped | Nothing:
         """The mark at the cursor, or else the value there with its label; otherwise as `take`."""
         position = cursor.position
-        if self.tail - position > self.capacity or position < self._base:
+        if self.tail - position > self.capacity or position < self.base:
             return self._overrun(cursor)
         content: M | None = None
-        if cursor.mark == self._marks_made:
+        if cursor.mark == self.marks_made:
             if self._marks:
                 content = self._marks[-1].content
         else:
@@ -242,8 +242,8 @@ class Ring(Generic[T, M]):
         if position == self.tail:
             return NOTHING
         cursor.position = position + 1
-        index = position - self._base
-        return Entry(self._values[index], self._labels[index] if self._labels else None, content)
+        index = position - self.base
+        return Entry(self.values[index], self._labels[index] if self._labels else None, content)
 
     def mark_before(self, cursor: Cursor) -> M | None:
         """What the newest mark in front of the cursor says, of those still kept."""

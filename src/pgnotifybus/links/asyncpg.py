@@ -36,8 +36,8 @@ class AsyncpgLink:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._release = release
-        self._inbox = base.Inbox()
-        self._flush_due = False
+        self._inbox = base.Inbox(share=8)
+        self._hand_on_due = False
         self.pid: int = connection.get_server_pid()
         self.server_version: str = connection.get_settings().server_version
         self.lost: asyncio.Future[LinkLost] = self._loop.create_future()
@@ -64,8 +64,16 @@ class AsyncpgLink:
 
     # -- base.Link --------------------------------------------------------------------------------
 
-    def start(self, sink: base.Sink, on_undecodable: base.OnUndecodable | None = None) -> None:
-        self._inbox.start(sink)  # asyncpg never hands on what it cannot decode
+    def start(
+        self,
+        sink: base.Sink,
+        on_undecodable: base.OnUndecodable | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self._inbox.start(sink, on_undecodable, batch)
+
+    def flush(self) -> None:
+        self._inbox.flush()
 
     async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
         registry = getattr(self._connection, "_listeners", None)
@@ -127,27 +135,30 @@ class AsyncpgLink:
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise self._lose(LinkLost(str(error) or type(error).__name__), error) from error
         self.heard_at = self._loop.time()
+        self._inbox.flush()
         return answer
 
     def _on_notification(self, _: object, pid: int, channel: str, payload: str) -> None:
-        self._inbox.put(channel, payload, pid)
+        payloads, pids = self._inbox.of(channel)
+        payloads.append(payload)
+        pids.append(pid)
         # asyncpg schedules this call once a message: those of one packet are handed on together.
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
+        if not self._hand_on_due:
+            self._hand_on_due = True
+            self._loop.call_soon(self._hand_on)
 
-    def _flush(self) -> None:
-        self._flush_due = False
+    def _hand_on(self) -> None:
+        self._hand_on_due = False
         self.heard_at = self._loop.time()
-        self._inbox.flush()
+        self._inbox.hand_on()
 
     def _on_termination(self, _: object) -> None:
-        self._inbox.flush()
         self._lose(LinkLost("the server or the network closed the connection"))
 
     def _lose(self, reason: LinkLost, cause: BaseException | None = None) -> LinkLost:
         if not self.lost.done():
             reason.__cause__ = cause
+            self._inbox.flush()  # what came before the end came
             with contextlib.suppress(asyncpg.InterfaceError):
                 self._connection.remove_termination_listener(self._on_termination)
             self.lost.set_result(reason)

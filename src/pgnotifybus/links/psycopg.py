@@ -23,8 +23,11 @@ from pgnotifybus.links import base
 
 Rows = list[tuple[str | None, ...]]
 
-# Rounds of reading in one go where TLS may hold back what the socket no longer announces.
-_TLS_ROUNDS = 16
+# Rounds of reading in one turn of the loop, and how many messages a round must bring to be followed
+# by another: what comes together is handed on together, and a single message costs no more than one
+# read.
+_ROUNDS = 16
+_BURST = 32
 
 
 class PsycopgLink:
@@ -54,7 +57,6 @@ class PsycopgLink:
         self._statement: asyncio.Future[Rows] | None = None
         self._results: list[pq.abc.PGresult] = []
         self._last_words: str | None = None
-        self._names: dict[bytes, str] = {}
         self.pid = self._pgconn.backend_pid
         self.server_version = (self._pgconn.parameter_status(b"server_version") or b"?").decode()
         self.lost: asyncio.Future[LinkLost] = self._loop.create_future()
@@ -84,13 +86,19 @@ class PsycopgLink:
 
     # -- base.Link --------------------------------------------------------------------------------
 
-    def start(self, sink: base.Sink, on_undecodable: base.OnUndecodable | None = None) -> None:
-        self._inbox.start(sink, on_undecodable)
+    def start(
+        self,
+        sink: base.Sink,
+        on_undecodable: base.OnUndecodable | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self._inbox.start(sink, on_undecodable, batch)
+
+    def flush(self) -> None:
+        self._inbox.flush()
 
     async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
         await self._query(base.change_channels(listen, unlisten))
-        for name in unlisten:
-            self._names.pop(name.encode(), None)
 
     async def inspect(self) -> base.Session:
         return base.session_from_rows(await self._query(base.INSPECT_SESSION))
@@ -166,28 +174,35 @@ class PsycopgLink:
                     )
                 )
                 return
+        self._inbox.flush()
         statement.set_result(_rows(results[-1]) if results else [])
 
     # -- reading ----------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
+        # What was read last is still being handed on, a batch a turn: no more until that is done,
+        # which depends on nobody but the loop. The socket stays readable meanwhile.
+        if self._inbox.behind and self._statement is None and not self._pgconn.ssl_in_use:
+            return
         # With TLS, a record may hold more than libpq's buffer takes at once. OpenSSL keeps what is
         # over, for which the socket is not readable again (a newer libpq sees to it itself). So
         # read until two rounds brought nothing: a record is 16 kB at most, a round takes 8 kB at
-        # least, and no message is longer.
-        idle = 2 if self._pgconn.ssl_in_use else 1
-        rounds = _TLS_ROUNDS if self._pgconn.ssl_in_use else 1
+        # least, and no message is longer. Without TLS, one more round is only worth it in a burst.
+        secure = self._pgconn.ssl_in_use
+        misses = 0
+        rounds = _ROUNDS
         try:
-            while idle and rounds:
-                idle = idle if self._read() else idle - 1
+            while rounds and misses < 2:
                 rounds -= 1
+                taken = self._read()
+                if taken < _BURST:
+                    misses += 0 if secure and taken else 1 if secure else 2
         except psycopg.Error as error:
-            self._inbox.flush()  # what came before the end came
             self._lose(self._describe(error))
             return
         self.heard_at = self._loop.time()
-        self._inbox.flush()
-        if idle and self._pgconn.ssl_in_use:  # there is more; others have their turn first
+        self._inbox.hand_on()
+        if secure and not rounds:  # there is more; others have their turn first
             self._loop.call_soon(self._go_on_reading)
 
     def _go_on_reading(self) -> None:
@@ -205,21 +220,23 @@ class PsycopgLink:
         return taken
 
     def _collect_notifications(self) -> int:
+        # The inner loop of the whole library: a microsecond here is a microsecond a message.
         count = 0
         notifies = self._pgconn.notifies
-        names = self._names
-        put = self._inbox.put
+        relname: bytes | None = None
+        payloads: list[str] = []
+        pids: list[int] = []
         while (notify := notifies()) is not None:
             count += 1
-            channel = names.get(notify.relname)
-            if channel is None:
-                channel = names[notify.relname] = _decode(notify.relname)
+            if notify.relname != relname:
+                relname = notify.relname
+                payloads, pids = self._inbox.of(_decode(relname))
             try:
-                payload = notify.extra.decode()
+                payloads.append(notify.extra.decode())
             except UnicodeDecodeError:  # only a SQL_ASCII database can send such; keep every byte
-                payload = _decode(notify.extra)
-                self._inbox.note_undecodable(channel)
-            put(channel, payload, notify.be_pid)
+                payloads.append(_decode(notify.extra))
+                self._inbox.note_undecodable(_decode(notify.relname))
+            pids.append(notify.be_pid)
         return count
 
     def _on_notice(self, result: pq.abc.PGresult) -> None:
@@ -236,6 +253,7 @@ class PsycopgLink:
     def _lose(self, reason: LinkLost) -> None:
         if self.lost.done():
             return
+        self._inbox.flush()  # what came before the end came
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._pgconn.notice_handler = None

@@ -146,7 +146,7 @@ def test_marks_do_not_pile_up() -> None:
     for number in range(1000):
         ring.extend((number,))
         ring.mark(number)
-        assert len(ring._marks) <= len(ring._values) + 1
+        assert len(ring._marks) <= len(ring.values) + 1
     for number in range(1000):  # nobody receives: cleared after each
         ring.extend((number,))
         ring.clear()

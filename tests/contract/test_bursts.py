@@ -1,0 +1,78 @@
+"""A burst that is larger than the ring must not overrun a receiver that is always ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pgnotifybus import PgNotifyBus
+from pgnotifybus.channels import Subscription
+from pgnotifybus.links.sources import Driver
+from support.sql import execute
+
+
+async def by_many(receiver: Subscription, count: int) -> list[str]:
+    got: list[str] = []
+    while len(got) < count:
+        got += await receiver.recv_many()
+    return got
+
+
+async def by_one(receiver: Subscription, count: int) -> list[str]:
+    return [await receiver.recv() for _ in range(count)]
+
+
+async def by_iteration(receiver: Subscription, count: int) -> list[str]:
+    got: list[str] = []
+    async for payload in receiver:
+        got.append(payload)
+        if len(got) == count:
+            break
+    return got
+
+
+@pytest.mark.parametrize("read", [by_many, by_one, by_iteration])
+@pytest.mark.parametrize(("driver", "burst"), [("psycopg", 20_000), ("asyncpg", 2_000)])
+async def test_a_ready_receiver_never_lags(
+    database18: str,
+    driver: Driver,
+    burst: int,
+    read: Callable[[Subscription, int], Awaitable[list[str]]],
+) -> None:
+    """With the default capacity of 256, and a loop that is busy when the burst arrives."""
+    async with PgNotifyBus(database18, ["c", "d"], driver=driver) as bus:
+        reading = []
+        for name in ("c", "c", "d"):
+            receiver = bus.subscribe(name)
+            assert receiver is not None
+            reading.append(asyncio.create_task(read(receiver, burst)))
+        await execute(
+            database18,
+            "SELECT count(pg_notify(name, i::text))"
+            " FROM generate_series(1, %s::int) AS i, unnest(ARRAY['c', 'd']) AS name",
+            burst,
+        )
+        async with asyncio.timeout(20):
+            for got in await asyncio.gather(*reading):
+                assert got == [str(i) for i in range(1, burst + 1)]
+
+
+@pytest.mark.parametrize(("driver", "capacity"), [("psycopg", 16), ("asyncpg", 256)])
+async def test_a_stuck_receiver_delays_nobody(
+    database18: str, driver: Driver, capacity: int
+) -> None:
+    """Invariant 4: batches wait for turns of the loop, never for a receiver."""
+    async with PgNotifyBus(database18, ["c"], driver=driver, capacity=capacity) as bus:
+        stuck, ready = bus.subscribe("c"), bus.subscribe("c")
+        assert stuck is not None
+        assert ready is not None
+        reading = asyncio.create_task(by_many(ready, 1_000))
+        await execute(
+            database18, "SELECT count(pg_notify('c', i::text)) FROM generate_series(1, 1000) AS i"
+        )
+        async with asyncio.timeout(20):
+            assert await reading == [str(i) for i in range(1, 1_001)]
+        account = stuck.statistics()
+        assert (account.delivered, account.skipped, account.unread) == (0, 0, 1_000)
