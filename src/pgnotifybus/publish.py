@@ -8,8 +8,7 @@ from typing import Final
 
 from pgnotifybus.core.names import check_channel, check_payload
 from pgnotifybus.errors import Closed, ConnectError, LinkError, LinkLost
-from pgnotifybus.links.base import Outlet, ServerError
-from pgnotifybus.links.sources import Connector
+from pgnotifybus.links.base import Connector, Outlet, ServerError
 
 _CLOSE_SECONDS: Final = 2.0
 

@@ -21,8 +21,8 @@ from pgnotifybus.errors import (
     PoolTooSmall,
     ProbeTimeout,
 )
-from pgnotifybus.links.base import Link, ServerError, connect_failure
-from pgnotifybus.links.sources import Connector
+from pgnotifybus.links.base import Connector, Link, ServerError
+from pgnotifybus.links.failures import connect_failure
 
 T = TypeVar("T")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ async def test_a_ready_receiver_never_lags(
     database18: str,
     driver: Driver,
     burst: int,
-    read: Callable[[Subscription, int], Awaitable[list[str]]],
+    read: Callable[[Subscription, int], Coroutine[Any, Any, list[str]]],
 ) -> None:
     """With the default capacity of 256, and a loop that is busy when the burst arrives."""
     async with PgNotifyBus(database18, ["c", "d"], driver=driver) as bus:

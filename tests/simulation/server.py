@@ -18,7 +18,8 @@ from unittest import mock
 
 from pgnotifybus import PgNotifyBus, observe
 from pgnotifybus.errors import ConnectError, FatalLinkError, LinkLost
-from pgnotifybus.links.base import Inbox, OnUndecodable, ServerError, Session, Sink
+from pgnotifybus.links.base import OnUndecodable, ServerError, Session, Sink
+from pgnotifybus.links.inbox import Inbox
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -73,7 +73,8 @@ def main() -> None:
         # Typer brings its own copy of Click, whose errors have no public name.
         if not isinstance(error, _UsageError):
             raise
-        say(f"error: {secrecy.masked(error.format_message())}; see --help")
+        said = secrecy.masked(error.format_message()).removesuffix(".")
+        say(f"error: {said}; see --help")
         code = USAGE
     sys.exit(code or OK)
 

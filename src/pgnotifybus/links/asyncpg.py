@@ -17,6 +17,8 @@ import asyncpg
 
 from pgnotifybus.errors import LinkLost
 from pgnotifybus.links import base
+from pgnotifybus.links.failures import connect_failure
+from pgnotifybus.links.inbox import Inbox
 
 _CLOSE_SECONDS = 1.0
 
@@ -36,7 +38,7 @@ class AsyncpgLink:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._release = release
-        self._inbox = base.Inbox(share=8)
+        self._inbox = Inbox(share=8)
         self._hand_on_due = False
         self.pid: int = connection.get_server_pid()
         self.server_version: str = connection.get_settings().server_version
@@ -185,7 +187,7 @@ class PoolOutlet:
         try:
             connection = await self._pool.acquire(timeout=self._timeout)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise base.connect_failure(
+            raise connect_failure(
                 self._where,
                 str(error) or "no connection of the pool is free",
                 getattr(error, "sqlstate", None),

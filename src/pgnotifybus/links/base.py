@@ -1,4 +1,4 @@
-"""What a link is, and what both drivers share. Layer: links.
+"""What a link is, and what its session and socket must look like. Layer: links.
 
 A link is told which channels to change, and answers when the server has acknowledged it. What it
 receives it hands, in batches, to a sink; until `start` is called it keeps it back, because what
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from pgnotifybus.core.names import quote
-from pgnotifybus.errors import AuthenticationFailed, ConnectError, FatalLinkError, LinkLost
+from pgnotifybus.errors import LinkLost
+
+Driver = Literal["psycopg", "asyncpg"]
 
 Sink = Callable[[str, list[str], list[int]], None]
 """Takes a channel, the payloads that arrived on it, and the PID of each one's sender."""
@@ -111,101 +112,28 @@ class Link(Outlet, Protocol):
         """Ask the server what our session listens to; takes no transaction id and no WAL."""
 
 
-class Inbox:
-    """What has arrived and not yet been handed on, grouped by channel.
+class Connector(Protocol):
+    """Something that makes links."""
 
-    What came in one packet may be more than a ring holds. Handed on at once, it would overrun even
-    a receiver that is always ready. So a channel gets a batch in each turn of the event loop, and
-    receivers have their turns in between. Nobody is waited for: a receiver that is not ready by
-    then lags.
-    """
+    def describe(self) -> str:
+        """Where it connects to, in words that carry no secret."""
 
-    __slots__ = (
-        "_batch",
-        "_held",
-        "_loop",
-        "_on_undecodable",
-        "_share",
-        "_sink",
-        "_turn_due",
-        "_undecodable",
-    )
-
-    def __init__(self, *, share: int | None = None) -> None:
-        """Hold nothing yet.
+    async def connect(self, part: str, timeout: float) -> Link:
+        """A new link, fit for a listener but listening to nothing.
 
         Args:
-            share: At least one message of so many held is handed on in a turn. For those who cannot
-                stop messages from coming: so what is held stays small however fast they come.
+            part: What the link is for; becomes part of its application_name.
+            timeout: The seconds that one host may take. The caller sets the deadline for all.
+
+        Raises:
+            ConnectError: If there is no connection now.
+            FatalLinkError: If waiting will not bring one.
+
+        Cancel safety: no connection is left behind.
         """
-        self._loop = asyncio.get_running_loop()
-        self._share = share
-        self._held: dict[str, tuple[list[str], list[int]]] = {}
-        self._undecodable: dict[str, int] = {}
-        self._sink: Sink | None = None
-        self._on_undecodable: OnUndecodable | None = None
-        self._batch: int | None = None
-        self._turn_due = False
 
-    def start(
-        self, sink: Sink, on_undecodable: OnUndecodable | None = None, batch: int | None = None
-    ) -> None:
-        self._sink = sink
-        self._on_undecodable = on_undecodable
-        self._batch = batch
-        self.hand_on()
-
-    def of(self, channel: str) -> tuple[list[str], list[int]]:
-        """Where to put the payloads of a channel, and the PIDs of their senders."""
-        held = self._held.get(channel)
-        if held is None:
-            held = self._held[channel] = ([], [])
-        return held
-
-    @property
-    def behind(self) -> bool:
-        """Whether something waits for a later turn of the loop."""
-        return self._turn_due
-
-    def note_undecodable(self, channel: str) -> None:
-        self._undecodable[channel] = self._undecodable.get(channel, 0) + 1
-
-    def hand_on(self) -> None:
-        """Hand on a batch of each channel now, and the rest in the next turns."""
-        if self._turn_due or self._sink is None:
-            return
-        sink, batch = self._sink, self._batch
-        held, self._held = self._held, {}
-        for channel, (payloads, pids) in held.items():
-            size = len(payloads) if batch is None else batch
-            if self._share is not None:
-                size = max(size, len(payloads) // self._share)
-            sink(channel, payloads[:size], pids[:size])
-            if size < len(payloads):
-                self._held[channel] = (payloads[size:], pids[size:])
-        if self._undecodable:
-            self._tell_undecodable()
-        if self._held:
-            self._turn_due = True
-            self._loop.call_soon(self._turn)
-
-    def flush(self) -> None:
-        """Hand on everything now: behind it comes what must not be overtaken."""
-        if self._sink is not None:
-            held, self._held = self._held, {}
-            for channel, (payloads, pids) in held.items():
-                self._sink(channel, payloads, pids)
-            self._tell_undecodable()
-
-    def _turn(self) -> None:
-        self._turn_due = False
-        self.hand_on()
-
-    def _tell_undecodable(self) -> None:
-        undecodable, self._undecodable = self._undecodable, {}
-        if self._on_undecodable is not None:
-            for channel, count in undecodable.items():
-                self._on_undecodable(channel, count)
+    async def outlet(self, timeout: float) -> Outlet:
+        """Something to send notifications with; otherwise as `connect`."""
 
 
 # -- what a listener's session must look like -----------------------------------------------------
@@ -281,66 +209,3 @@ def keep_alive(sock: socket.socket) -> None:
         if option is not None:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-# -- why a connection could not be made -----------------------------------------------------------
-
-# libpq gives no SQLSTATE for a failed connect, only the server's text.
-_SQLSTATE_BY_TEXT: Final = (
-    (re.compile(r"password authentication failed|no password supplied"), "28P01"),
-    (re.compile(r"authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects"), "28000"),
-    (re.compile(r'role ".*" (does not exist|is not permitted to log in)'), "28000"),
-    (re.compile(r'database ".*" does not exist'), "3D000"),
-    (re.compile(r"permission denied for database"), "42501"),
-    (re.compile(r"too many (clients|connections)|connection slots are reserved"), "53300"),
-    (re.compile(r"the database system is|not yet accepting connections"), "57P03"),
-    (re.compile(r"session is read-only|is not in hot standby|server is in hot standby"), "25006"),
-)
-
-_WAITING_HELPS: Final = frozenset({"53300", "57P01", "57P02", "57P03", "25006"})
-
-
-def connect_failure(where: str, text: str, sqlstate: str | None) -> ConnectError | FatalLinkError:
-    """The error to raise for a connect that failed, and what to do about it.
-
-    Args:
-        where: The server, in words that may be shown.
-        text: What the driver said; must not carry a password.
-        sqlstate: The server's code, if the driver knows it.
-    """
-    text = _tidy(text)
-    if sqlstate is None:
-        sqlstate = next((s for pattern, s in _SQLSTATE_BY_TEXT if pattern.search(text)), None)
-    if sqlstate is not None and sqlstate.startswith("28"):
-        return AuthenticationFailed(
-            f"{where} refused these credentials: {text}. Check user, password and pg_hba.conf"
-        )
-    if sqlstate == "3D000":
-        return FatalLinkError(f"{where} has no such database: {text}. Create it or correct the DSN")
-    if sqlstate == "42501":
-        return FatalLinkError(
-            f"{where} refuses this user: {text}. GRANT CONNECT on the database to it"
-        )
-    if sqlstate == "25006":
-        return ConnectError(
-            f"{where} is a standby, which takes no LISTEN: {text}. Connect to the primary "
-            "(target_session_attrs=read-write)",
-            waiting_helps=True,
-        )
-    if sqlstate in _WAITING_HELPS:
-        return ConnectError(f"{where} takes no connection now: {text}", waiting_helps=True)
-    return ConnectError(
-        f"cannot connect to {where}: {text}. Check host, port and that the server runs"
-    )
-
-
-def _tidy(text: str) -> str:
-    """One line, without what libpq says of where it connected and what to do."""
-    text = " ".join(text.split())
-    text = re.sub(r"^connection (failed|is bad): ", "", text)
-    text = re.sub(r"^connection to server (at|on socket) .*? failed: (FATAL: )?", "", text)
-    return (
-        text.removesuffix(" Is the server running on that host and accepting TCP/IP connections?")
-        .removesuffix(" Is the server running locally and accepting connections on that socket?")
-        .rstrip(".")
-    )

@@ -20,6 +20,7 @@ from psycopg import pq
 
 from pgnotifybus.errors import LinkLost
 from pgnotifybus.links import base
+from pgnotifybus.links.inbox import Inbox
 
 Rows = list[tuple[str | None, ...]]
 
@@ -53,7 +54,7 @@ class PsycopgLink:
         self._release = release
         self._pgconn = connection.pgconn
         self._fd = self._pgconn.socket
-        self._inbox = base.Inbox()
+        self._inbox = Inbox()
         self._statement: asyncio.Future[Rows] | None = None
         self._results: list[pq.abc.PGresult] = []
         self._last_words: str | None = None

@@ -20,7 +20,7 @@ from psycopg import sql
 
 from pgnotifybus.cli.dsn import for_psycopg
 from pgnotifybus.cli.outcomes import CommandFailed, Signals, say
-from pgnotifybus.links.base import connect_failure
+from pgnotifybus.links.failures import connect_failure
 
 _TIMEOUT: Final = 10.0  # seconds for each statement
 _ITEMS: Final = ("tea", "bread", "lamp", "chair", "book", "kite")
