@@ -191,6 +191,9 @@ class Channels:
     def link_lost(self) -> None:
         """There is no link: nothing is acknowledged, and everything wanted must be asked for."""
         self._routes.clear()
+        # Those whose wish was taken back meanwhile: no plan will come to forget them.
+        for name in [name for name, channel in self._channels.items() if not channel.wanted]:
+            self._forget(name)
         self._subscriptions.link_lost(self._channels)
 
     def expected(self) -> frozenset[str]:

@@ -48,7 +48,7 @@ class Publisher:
             outlet = await self._ready()
             sent = False
             try:
-                async with self._patient(self._timeout):
+                async with self._patient(outlet.borrow_seconds + self._timeout):
                     await outlet.notify(channel, payload)
                 sent = True
             except TimeoutError:

@@ -130,6 +130,7 @@ class Supervisor:
                     raise
                 if up_at is not None:
                     backoff.lived(loop.time() - up_at)
+                self._channels.link_lost()
                 delay = backoff.next_delay()
                 self._report(error, None if up_at is None else loop.time() - up_at, delay)
             await asyncio.sleep(delay)
@@ -157,6 +158,8 @@ class Supervisor:
         self._channels.link_lost()
         plan = self._channels.begin()
         if not plan:
+            # Nothing to be refused: ask whether a LISTEN would be.
+            await self._refuse_standby(link)
             return
         try:
             await self._bounded(link, link.change(plan.listen, plan.unlisten), len(plan))
@@ -167,6 +170,14 @@ class Supervisor:
             await self._reject_culprit(link, plan.listen)
             raise ListenRejected(f"the server refuses to LISTEN: {error}") from error
         self._channels.acknowledge()
+
+    async def _refuse_standby(self, link: Link) -> None:
+        try:
+            session = await self._bounded(link, link.inspect())
+        except ServerError:  # one that may not ask is served all the same
+            return
+        if session.in_recovery:
+            raise connect_failure(self._connector.describe(), "the server is in recovery", "25006")
 
     async def _reject_culprit(self, link: Link, names: tuple[str, ...]) -> None:
         """Find the channel that the server refuses; those who wait for it must not block others."""

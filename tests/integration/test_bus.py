@@ -129,7 +129,7 @@ async def test_payloads_at_the_limit(database18: str) -> None:
 
 
 async def test_a_slow_receiver_costs_only_itself(database18: str) -> None:
-    """Invariants 2 and 4; trap 13: the count is exact over several rings."""
+    """Invariants 2 and 4; traps 13 and 21: the count is exact over several rings."""
     async with PgNotifyBus(database18, ["c"], capacity=10) as bus:
         slow, fast = bus.subscribe("c"), bus.subscribe("c")
         assert slow is not None
@@ -153,6 +153,21 @@ async def test_a_slow_receiver_costs_only_itself(database18: str) -> None:
         ]
         account = slow.statistics()
         assert (account.delivered, account.skipped, account.unread) == (10, 90, 0)
+
+
+async def test_two_subscribers_of_one_channel(database18: str) -> None:
+    """Trap 15: each gets every message once, and one that leaves takes nothing from the other."""
+    async with PgNotifyBus(database18, ["c", "c"]) as bus:
+        first, second, dynamic = bus.subscribe("c"), bus.subscribe("c"), await bus.listen("c")
+        assert first is not None
+        assert second is not None
+        await bus.notify("c", "1")
+        assert [await each.recv() for each in (first, second, dynamic)] == ["1"] * 3
+        first.close()
+        dynamic.close()
+        await bus.notify("c", "2")
+        assert await second.recv() == "2"
+        assert len(second) == 0
 
 
 async def test_statistics_and_health(database18: str) -> None:
@@ -334,6 +349,8 @@ async def test_without_probes_the_database_is_left_alone(database18: str) -> Non
 async def test_an_observer_that_fails_does_no_harm(
     database18: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Trap 21."""
+
     def broken(event: observe.Event) -> None:
         raise RuntimeError("observer is broken")
 

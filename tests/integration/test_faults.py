@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -15,9 +16,18 @@ import asyncpg
 import psycopg
 import pytest
 
-from pgnotifybus import Gap, LinkLost, Notification, PgNotifyBus, ProbeTimeout, observe
+from pgnotifybus import (
+    ConnectError,
+    Gap,
+    LinkLost,
+    Notification,
+    PgNotifyBus,
+    ProbeTimeout,
+    observe,
+)
 from pgnotifybus.channels import Subscription
 from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.links import base
 from pgnotifybus.links.sources import Driver
 from support.proxy import FaultProxy
 from support.recorder import Recorder
@@ -279,3 +289,72 @@ async def test_a_session_that_no_longer_listens_is_noticed(database18: str) -> N
         down = await recorder.wait_for(observe.LinkDown)
         assert "no longer listens" in str(down.error)
         await recorder.wait_for(observe.LinkUp, 2)
+
+
+async def test_an_idle_session_timeout_ends_it(
+    database18: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 6, for one that we could not turn off: a loss like any other."""
+    spoiled = base.PREPARE_SESSION.replace("set_config(name, '0'", "set_config(name, '200ms'")
+    monkeypatch.setattr(base, "PREPARE_SESSION", spoiled.replace("AND setting <> '0'", ""))
+    async with running(database18, driver, probe_interval=60) as subject:
+        await subject.recorder.wait_for(observe.LinkDown)
+        monkeypatch.undo()
+        await subject.recorder.wait_for(observe.LinkUp, 2)
+        await subject.up_again(subject.bus.health().generation)
+        assert len(subject.recorder.of(observe.LinkUp)) == 2
+        await subject.check()
+
+
+async def test_a_primary_that_becomes_a_standby_and_is_promoted(
+    private_server: PrivateServer, driver: Driver
+) -> None:
+    """Trap 10: a standby takes no LISTEN; the bus waits for it, and `async with` says why."""
+    server = private_server(settings={"hot_standby": "on"})
+    signal_file = server.data_dir / "standby.signal"
+    async with running(server.dsn, driver) as subject:
+        await asyncio.to_thread(server.stop)
+        signal_file.touch()
+        os.chown(signal_file, *owner(server))
+        await asyncio.to_thread(server.start)
+        failed = await subject.recorder.wait_for(
+            observe.ConnectFailed, where=lambda event: "standby" in str(event.error)
+        )
+        assert isinstance(failed.error, ConnectError)
+        assert failed.error.waiting_helps
+        for channels in (["a"], []):
+            with pytest.raises(ConnectError, match="standby"):
+                async with PgNotifyBus(server.dsn, channels, driver=driver, start_timeout=0.01):
+                    pass
+        await execute(server.dsn, "SELECT pg_promote()")
+        await subject.up_again()
+        await subject.check()
+
+
+def owner(server: EmbeddedServer) -> tuple[int, int]:
+    """Whose the server's files are."""
+    stat = server.data_dir.stat()
+    return stat.st_uid, stat.st_gid
+
+
+async def test_wishes_taken_back_during_an_outage_leave_nothing(
+    database18: str, driver: Driver
+) -> None:
+    """Invariant 6, while there is no link that could be asked."""
+    async with proxied(database18) as proxy:
+        async with running(proxy.dsn_from(database18), driver, publish=database18) as subject:
+            await proxy.refuse()
+            await proxy.cut_rst()
+            await subject.recorder.wait_for(observe.LinkDown)
+            for number in range(100):
+                wish = asyncio.create_task(subject.bus.listen(f"room:{number}"))
+                await asyncio.sleep(0)
+                wish.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await wish
+            failures = len(subject.recorder.of(observe.ConnectFailed))
+            await subject.recorder.wait_for(observe.ConnectFailed, failures + 2)
+            assert len(subject.bus.statistics().channels) == 3
+            await proxy.heal()
+            await subject.up_again()
+            await subject.check()

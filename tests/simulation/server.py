@@ -172,6 +172,10 @@ class SimulatedLink:
 
     # -- links.base.Link --------------------------------------------------------------------------
 
+    @property
+    def borrow_seconds(self) -> float:
+        return 0.0
+
     def flush(self) -> None:
         self._inbox.flush()
 

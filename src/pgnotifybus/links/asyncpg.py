@@ -22,9 +22,19 @@ from pgnotifybus.links.inbox import Inbox
 
 _CLOSE_SECONDS = 1.0
 
+# InternalClientError is what asyncpg raises when the protocol takes a turn it does not know.
+_CONNECT_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 
 class AsyncpgLink:
     """A `base.Link` over an asyncpg connection, which belongs to the link from now on."""
+
+    borrow_seconds = 0.0
 
     def __init__(
         self, connection: Any, release: Callable[[], Awaitable[None]] | None = None
@@ -38,10 +48,10 @@ class AsyncpgLink:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._release = release
-        self._inbox = Inbox(share=8)
+        self._inbox = Inbox()
         self._hand_on_due = False
         self.pid: int = connection.get_server_pid()
-        self.server_version: str = connection.get_settings().server_version
+        self.server_version: str = getattr(connection.get_settings(), "server_version", "?")
         self.lost: asyncio.Future[LinkLost] = self._loop.create_future()
         self.heard_at = self._loop.time()
         connection.add_termination_listener(self._on_termination)
@@ -92,12 +102,14 @@ class AsyncpgLink:
                 raise
             for name in unlisten:
                 registry.pop(name, None)
+            self._inbox.flush([*listen, *unlisten])
             return
         # An asyncpg whose inside has changed: correct as well, one round trip a channel.
         for name in unlisten:
             await self._run("remove_listener", name, self._on_notification)
         for name in listen:
             await self._run("add_listener", name, self._on_notification)
+        self._inbox.flush([*listen, *unlisten])
 
     async def inspect(self) -> base.Session:
         rows = await self._run("fetch", base.INSPECT_SESSION)
@@ -113,6 +125,8 @@ class AsyncpgLink:
                 await self._connection.close(timeout=_CLOSE_SECONDS)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
                 self._connection.terminate()
+        if not self._connection.is_closed():  # an error had ended the link, but not the connection
+            self._connection.terminate()
         release, self._release = self._release, None
         if release is not None:
             await release()
@@ -132,12 +146,12 @@ class AsyncpgLink:
             answer = await getattr(self._connection, method)(*args)
         except asyncpg.PostgresError as error:
             if not self._connection.is_closed():
+                self.heard_at = self._loop.time()
                 raise base.ServerError(str(error), error.sqlstate) from error
             raise self._lose(LinkLost(str(error)), error) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise self._lose(LinkLost(str(error) or type(error).__name__), error) from error
         self.heard_at = self._loop.time()
-        self._inbox.flush()
         return answer
 
     def _on_notification(self, _: object, pid: int, channel: str, payload: str) -> None:
@@ -181,27 +195,35 @@ class PoolOutlet:
         self.lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
         self._pool = pool
         self._where = where
-        self._timeout = timeout
+        self.borrow_seconds = timeout
 
     async def notify(self, channel: str, payload: str) -> None:
         try:
-            connection = await self._pool.acquire(timeout=self._timeout)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            connection = await self._pool.acquire(timeout=self.borrow_seconds)
+        except _CONNECT_ERRORS as error:
             raise connect_failure(
                 self._where,
                 str(error) or "no connection of the pool is free",
                 getattr(error, "sqlstate", None),
             ) from error
+        good = False
         try:
             await connection.execute(base.NOTIFY, channel, payload)
+            good = True
         except asyncpg.PostgresError as error:
-            if not connection.is_closed():
+            good = not connection.is_closed()
+            if good:
                 raise base.ServerError(str(error), error.sqlstate) from error
             raise LinkLost(str(error)) from error
-        except (OSError, asyncpg.InterfaceError) as error:
+        except _CONNECT_ERRORS as error:
             raise LinkLost(str(error) or type(error).__name__) from error
         finally:
-            await self._pool.release(connection)
+            # How giving it back goes changes nothing about what was sent; and a connection in the
+            # middle of a statement would have to be waited for.
+            with contextlib.suppress(Exception):
+                if not good:
+                    connection.terminate()
+                await self._pool.release(connection, timeout=_CLOSE_SECONDS)
 
     async def close(self) -> None:
         """Nothing is kept."""

@@ -57,6 +57,10 @@ class Outlet(Protocol):
     def lost(self) -> asyncio.Future[LinkLost]:
         """Done when the connection is gone; the result says why."""
 
+    @property
+    def borrow_seconds(self) -> float:
+        """How long `notify` may wait for a connection before it sends anything."""
+
     async def notify(self, channel: str, payload: str) -> None:
         """Send one notification and wait for its commit."""
 
@@ -105,7 +109,7 @@ class Link(Outlet, Protocol):
     async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
         """UNLISTEN and LISTEN, in one round trip and one transaction: all of it or nothing.
 
-        When it returns, everything that arrived in front of the answer has been handed on.
+        When it returns, what arrived on these channels in front of the answer is handed on.
         """
 
     async def inspect(self) -> Session:

@@ -96,7 +96,10 @@ class AsyncpgDsn(OwnConnections):
         if dsn and not dsn.startswith("postgresql://"):
             raise ValueError("the DSN is malformed: asyncpg takes postgresql://... only")
         self._dsn = dsn
-        self._parts = urlsplit(dsn)
+        try:
+            self._parts = urlsplit(dsn)
+        except ValueError:  # which would repeat a part of it
+            raise ValueError(f"the DSN is malformed: {MALFORMED}") from None
 
     def describe(self) -> str:
         host, _, port = self._parts.netloc.rpartition("@")[2].rpartition(":")
@@ -109,7 +112,7 @@ class AsyncpgDsn(OwnConnections):
 
         try:
             connection = await asyncpg.connect(self._dsn or None, timeout=timeout)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        except _asyncpg_errors(ValueError) as error:
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
             ) from error
@@ -168,7 +171,6 @@ class AsyncpgPool:
         return "the asyncpg pool's server"
 
     async def connect(self, part: str, timeout: float) -> Link:
-        import asyncpg
 
         if self._pool.get_max_size() < 2:
             raise PoolTooSmall(
@@ -177,7 +179,7 @@ class AsyncpgPool:
             )
         try:
             connection = await self._pool.acquire(timeout=timeout)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except _asyncpg_errors() as error:
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
             ) from error
@@ -252,7 +254,12 @@ class Factory(OwnConnections):
             raise
         except Exception as error:
             # Whatever it was, it may pass: a password that could not be fetched just now, say.
-            text = _say(error) if _is_drivers(error) else f"{type(error).__name__}: {error}"
+            # But what a driver says of a DSN that it cannot read may repeat the password.
+            name = type(error).__name__
+            if isinstance(error, ValueError) or name == "ProgrammingError":
+                text = f"the connection factory raised {name}"
+            else:
+                text = _say(error) if _is_drivers(error) else f"{name}: {error}"
             raise connect_failure(
                 self.describe(), text, getattr(error, "sqlstate", None)
             ) from error
@@ -315,6 +322,19 @@ async def _prepared(link: _Preparable, part: str, timeout: float) -> Link:
         await link.close()
         raise
     return link
+
+
+def _asyncpg_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What asyncpg raises when it cannot connect, and `others`."""
+    import asyncpg
+
+    return (
+        *others,
+        OSError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    )
 
 
 def _is_drivers(error: BaseException) -> bool:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from typing import Final
 
 from pgnotifybus.links.base import OnUndecodable, Sink
+
+_PATIENCE: Final = 0.1
+"""How many seconds messages may wait for turns of the loop before they are handed on faster."""
+
+_SHARE: Final = 8
+"""Then one of so many is handed on in a turn: however fast they come, what is held is bounded."""
 
 
 class Inbox:
@@ -13,35 +21,33 @@ class Inbox:
     What came in one packet may be more than a ring holds. Handed on at once, it would overrun even
     a receiver that is always ready. So a channel gets a batch in each turn of the event loop, and
     receivers have their turns in between. Nobody is waited for: a receiver that is not ready by
-    then lags.
+    then lags. And when the turns take long, because somebody keeps the loop busy, what is held is
+    handed on faster, so that it stays small and nobody hears of anything late.
     """
 
     __slots__ = (
         "_batch",
+        "_behind_since",
         "_held",
         "_loop",
         "_on_undecodable",
-        "_share",
         "_sink",
         "_turn_due",
+        "_turns",
         "_undecodable",
     )
 
-    def __init__(self, *, share: int | None = None) -> None:
-        """Hold nothing yet.
-
-        Args:
-            share: At least one message of so many held is handed on in a turn. For those who cannot
-                stop messages from coming: so what is held stays small however fast they come.
-        """
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._share = share
         self._held: dict[str, tuple[list[str], list[int]]] = {}
         self._undecodable: dict[str, int] = {}
         self._sink: Sink | None = None
         self._on_undecodable: OnUndecodable | None = None
         self._batch: int | None = None
         self._turn_due = False
+        self._turns = 0
+        """How many turns have passed since nothing was held."""
+        self._behind_since = 0.0
 
     def start(
         self, sink: Sink, on_undecodable: OnUndecodable | None = None, batch: int | None = None
@@ -59,9 +65,9 @@ class Inbox:
         return held
 
     @property
-    def behind(self) -> bool:
-        """Whether something waits for a later turn of the loop."""
-        return self._turn_due
+    def catching_up(self) -> bool:
+        """Whether something waits for a later turn of the loop, and has not waited for long."""
+        return self._turn_due and not self._overdue()
 
     def note_undecodable(self, channel: str) -> None:
         self._undecodable[channel] = self._undecodable.get(channel, 0) + 1
@@ -74,28 +80,42 @@ class Inbox:
         held, self._held = self._held, {}
         for channel, (payloads, pids) in held.items():
             size = len(payloads) if batch is None else batch
-            if self._share is not None:
-                size = max(size, len(payloads) // self._share)
+            if self._turns and self._overdue():
+                size = max(size, len(payloads) // _SHARE)
             sink(channel, payloads[:size], pids[:size])
             if size < len(payloads):
                 self._held[channel] = (payloads[size:], pids[size:])
         if self._undecodable:
             self._tell_undecodable()
         if self._held:
+            if not self._turns:
+                self._behind_since = self._loop.time()
+            self._turns += 1
             self._turn_due = True
             self._loop.call_soon(self._turn)
+        else:
+            self._turns = 0
 
-    def flush(self) -> None:
-        """Hand on everything now: behind it comes what must not be overtaken."""
-        if self._sink is not None:
-            held, self._held = self._held, {}
-            for channel, (payloads, pids) in held.items():
-                self._sink(channel, payloads, pids)
-            self._tell_undecodable()
+    def flush(self, channels: Iterable[str] | None = None) -> None:
+        """Hand on everything now: behind it comes what must not be overtaken.
+
+        Args:
+            channels: Of which channels; None for all.
+        """
+        if self._sink is None:
+            return
+        for channel in list(self._held) if channels is None else channels:
+            held = self._held.pop(channel, None)
+            if held is not None:
+                self._sink(channel, *held)
+        self._tell_undecodable()
 
     def _turn(self) -> None:
         self._turn_due = False
         self.hand_on()
+
+    def _overdue(self) -> bool:
+        return self._loop.time() - self._behind_since > _PATIENCE
 
     def _tell_undecodable(self) -> None:
         undecodable, self._undecodable = self._undecodable, {}

@@ -34,6 +34,8 @@ _BURST = 32
 class PsycopgLink:
     """A `base.Link` over a psycopg `AsyncConnection`, which belongs to the link from now on."""
 
+    borrow_seconds = 0.0
+
     def __init__(
         self,
         connection: psycopg.AsyncConnection[object],
@@ -55,6 +57,7 @@ class PsycopgLink:
         self._pgconn = connection.pgconn
         self._fd = self._pgconn.socket
         self._inbox = Inbox()
+        self._reading_due = False
         self._statement: asyncio.Future[Rows] | None = None
         self._results: list[pq.abc.PGresult] = []
         self._last_words: str | None = None
@@ -100,6 +103,7 @@ class PsycopgLink:
 
     async def change(self, listen: Sequence[str], unlisten: Sequence[str]) -> None:
         await self._query(base.change_channels(listen, unlisten))
+        self._inbox.flush([*listen, *unlisten])
 
     async def inspect(self) -> base.Session:
         return base.session_from_rows(await self._query(base.INSPECT_SESSION))
@@ -175,15 +179,16 @@ class PsycopgLink:
                     )
                 )
                 return
-        self._inbox.flush()
         statement.set_result(_rows(results[-1]) if results else [])
 
     # -- reading ----------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        # What was read last is still being handed on, a batch a turn: no more until that is done,
-        # which depends on nobody but the loop. The socket stays readable meanwhile.
-        if self._inbox.behind and self._statement is None and not self._pgconn.ssl_in_use:
+        # What was read last is still being handed on, a batch a turn: nothing more until that is
+        # done, or has taken too long. So a burst is held by the socket and not by us; but a loop
+        # that somebody keeps busy must not hold up the server.
+        if self._inbox.catching_up and self._statement is None:
+            self._read_again_soon()
             return
         # With TLS, a record may hold more than libpq's buffer takes at once. OpenSSL keeps what is
         # over, for which the socket is not readable again (a newer libpq sees to it itself). So
@@ -203,10 +208,17 @@ class PsycopgLink:
             return
         self.heard_at = self._loop.time()
         self._inbox.hand_on()
-        if secure and not rounds:  # there is more; others have their turn first
-            self._loop.call_soon(self._go_on_reading)
+        if not rounds:  # there is more; others have their turn first
+            self._read_again_soon()
 
-    def _go_on_reading(self) -> None:
+    def _read_again_soon(self) -> None:
+        """For TLS, where the socket may not be readable for what OpenSSL has kept."""
+        if self._pgconn.ssl_in_use and not self._reading_due:
+            self._reading_due = True
+            self._loop.call_soon(self._read_again)
+
+    def _read_again(self) -> None:
+        self._reading_due = False
         if not self.lost.done():
             self._on_readable()
 
