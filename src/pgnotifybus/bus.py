@@ -129,7 +129,7 @@ class PgNotifyBus:
         connect = connector(source, driver)
         self._emit = observe.Emitter(observer)
         self._channels = Channels(names, capacity)
-        self._generation, self._reconnects = watch.channel(0)
+        self._generation, _ = watch.channel(0)
         self._supervisor = Supervisor(connect, self._channels, self._generation, timing, self._emit)
         self._publisher = Publisher(connect, connect_timeout=connect_timeout, timeout=10.0)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -130,7 +130,7 @@ class Supervisor:
                     raise
                 if up_at is not None:
                     backoff.lived(loop.time() - up_at)
-                self._channels.link_lost()
+                self._channels.link_lost()  # forgets wishes that were taken back meanwhile
                 delay = backoff.next_delay()
                 self._report(error, None if up_at is None else loop.time() - up_at, delay)
             await asyncio.sleep(delay)

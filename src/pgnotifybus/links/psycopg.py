@@ -194,15 +194,13 @@ class PsycopgLink:
         # over, for which the socket is not readable again (a newer libpq sees to it itself). So
         # read until two rounds brought nothing: a record is 16 kB at most, a round takes 8 kB at
         # least, and no message is longer. Without TLS, one more round is only worth it in a burst.
-        secure = self._pgconn.ssl_in_use
-        misses = 0
+        worth_another, misses = (1, 2) if self._pgconn.ssl_in_use else (_BURST, 1)
         rounds = _ROUNDS
         try:
-            while rounds and misses < 2:
+            while rounds and misses:
                 rounds -= 1
-                taken = self._read()
-                if taken < _BURST:
-                    misses += 0 if secure and taken else 1 if secure else 2
+                if self._read() < worth_another:
+                    misses -= 1
         except psycopg.Error as error:
             self._lose(self._describe(error))
             return
