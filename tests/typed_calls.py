@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, assert_type
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict, assert_never, assert_type
+
+import msgspec
+import pydantic
 
 from pgnotifybus import (
+    Channel,
     ChannelStatistics,
+    Envelope,
     Gap,
     Health,
     Lagged,
+    Malformed,
     Notification,
+    PayloadLost,
     PgNotifyBus,
+    Publisher,
+    PublisherStatistics,
+    PublishFailed,
     Statistics,
     broadcast,
+    notify,
+    notify_sync,
     observe,
     watch,
 )
-from pgnotifybus.channels import Subscription
+from pgnotifybus.subscription import Subscription, TypedSubscription
+
+
+class Order(msgspec.Struct):
+    id: int
+
+
+class User(pydantic.BaseModel):
+    id: int
+
+
+@dataclass
+class Paid:
+    id: int
+
+
+@dataclass
+class Cancelled:
+    id: int
+
+
+class Row(TypedDict):
+    id: int
+
+
+orders = Channel("orders", Order)
+users = Channel("users", User)
+lists = Channel("lists", list[Order])
+rows = Channel("rows", Row)
+plain = Channel("plain")
+payments: Channel[Paid | Cancelled] = Channel("payments", Paid | Cancelled)
+counts: Channel[int] = Channel("counts", Annotated[int, msgspec.Meta(ge=0)])
 
 
 async def subscribe(dsn: str) -> None:
@@ -43,10 +87,129 @@ async def follow(bus: PgNotifyBus) -> None:
         match event:
             case Notification(channel, payload, pid, generation):
                 assert_type((channel, payload, pid, generation), tuple[str, str, int, int])
+                assert_type((event.origin, event.sent_at), tuple[str | None, float | None])
+                assert_type(event.traceparent, str | None)
             case Gap(reason="lagged", skipped=skipped):
                 assert_type(skipped, int | None)
+            case Gap(reason="expired" | "unreadable"):
+                pass
             case Gap():
                 pass
+
+
+def channels() -> None:
+    assert_type(orders, Channel[Order])
+    assert_type(users, Channel[User])
+    assert_type(lists, Channel[list[Order]])
+    assert_type(rows, Channel[Row])
+    assert_type(plain, Channel[Any])
+    assert_type(Channel("payments", Paid | Cancelled), Channel[Any])
+    assert_type(orders.name, str)
+    assert_type(orders.encode(Order(7)), str)
+    assert_type(orders.decode("{}"), Order)
+    assert_type(payments.decode("{}"), Paid | Cancelled)
+    payments.encode(Paid(1))
+    plain.encode({"anything": [1, None]})
+    orders.encode(User(id=7))  # type: ignore[arg-type]
+    orders.encode('{"id":7}')  # type: ignore[arg-type]
+    payments.encode(Order(1))  # type: ignore[arg-type]
+    lists.encode(Order(1))  # type: ignore[arg-type]
+    orders.name = "other"  # type: ignore[misc]
+    Channel(7, Order)  # type: ignore[call-overload]
+    Channel()  # type: ignore[call-overload]
+
+
+async def subscribe_typed(dsn: str) -> None:
+    async with PgNotifyBus(dsn, [orders, users, "jobs"]) as bus:
+        receiver = bus.subscribe(orders)
+        assert_type(receiver, TypedSubscription[Order] | None)
+        assert receiver is not None
+        assert_type(await receiver.recv(), Order)
+        assert_type(receiver.try_recv(), Order)
+        assert_type(await receiver.recv_many(limit=100), list[Order])
+        async for order in receiver:
+            assert_type(order, Order)
+        assert_type(receiver.resubscribe(), TypedSubscription[Order])
+        assert_type(receiver.statistics(), broadcast.ReceiverStatistics)
+        assert_type(bus.subscribe("jobs"), Subscription | None)
+        bus.subscribe(Order)  # type: ignore[call-overload]
+        PgNotifyBus(dsn, [orders, 7])  # type: ignore[list-item]
+
+
+async def follow_typed(bus: PgNotifyBus) -> None:
+    receiver = await bus.listen(payments)
+    assert_type(receiver, TypedSubscription[Paid | Cancelled])
+    assert_type(await bus.listen(plain), TypedSubscription[Any])
+    async for event in receiver.events():
+        assert_type(event, Notification[Paid | Cancelled] | Malformed | Gap)
+        match event:
+            case Notification(payload=Paid(number)):
+                assert_type(number, int)
+            case Notification():
+                assert_type(event.payload, Paid | Cancelled)
+            case Malformed():
+                assert_type((event.channel, event.payload, event.reason), tuple[str, str, str])
+            case Gap():
+                assert_type(event.skipped, int | None)
+            case _:
+                assert_never(event)
+
+
+async def missing(receiver: TypedSubscription[Order]) -> str:
+    try:
+        await receiver.recv()
+    except Malformed as malformed:
+        return assert_type(malformed.payload, str)
+    except PayloadLost as lost:
+        return assert_type(lost.reason, str)
+    return ""
+
+
+async def send(bus: PgNotifyBus) -> None:
+    await bus.notify(orders, Order(7))
+    await bus.notify(rows, Row(id=7))  # mypy takes a literal for any dict, though encode is fine
+    rows.encode({"id": 7})
+    await bus.notify(plain, [1, "two"])
+    await bus.notify("orders", "42", envelope=bus.envelope(timed=True))
+    await bus.notify(orders, Order(7), envelope=Envelope("me", traceparent=lambda: None))
+    await bus.notify(orders, "42")  # type: ignore[misc]
+    await bus.notify(orders)  # type: ignore[call-overload]
+    await bus.notify("orders", Order(7))  # type: ignore[call-overload]
+    await bus.notify("orders", "42", Envelope())  # type: ignore[call-overload]
+    assert_type(bus.origin, str)
+
+
+async def publish(bus: PgNotifyBus) -> None:
+    async with bus.publisher(batch_size=100, delivery="at-most-once") as publisher:
+        assert_type(publisher, Publisher)
+        await publisher.publish("orders", "42")
+        await publisher.publish("orders", "42", "key")
+        await publisher.publish(orders, Order(7), key="7")
+        publisher.try_publish(payments, Cancelled(1), envelope=Envelope("me"))
+        publisher.try_publish("orders")
+        await publisher.publish(orders, User(id=7))  # type: ignore[misc]
+        await publisher.publish("orders", Order(7))  # type: ignore[call-overload]
+        await publisher.publish(orders, Order(7), 7)  # type: ignore[call-overload]
+        publisher.try_publish(orders, "42")  # type: ignore[misc]
+        publisher.try_publish(orders)  # type: ignore[call-overload]
+        assert_type(publisher.statistics(), PublisherStatistics)
+        try:
+            await publisher.flush()
+        except PublishFailed as failed:
+            assert_type(failed.unsent, list[tuple[str, str]])
+            assert_type(failed.unknown, list[tuple[str, str]])
+    bus.publisher(delivery="exactly-once")  # type: ignore[arg-type]
+
+
+async def in_a_transaction(connection: Any) -> None:
+    await notify(connection, "orders", "42")
+    await notify(connection, "orders")
+    await notify(connection, orders, Order(7), schema="events")
+    await notify(connection, orders, "42")  # type: ignore[misc]
+    await notify(connection, "orders", 42)  # type: ignore[call-overload]
+    notify_sync(connection, orders, Order(7), envelope=Envelope(timed=True))
+    notify_sync(connection, orders)  # type: ignore[call-overload]
+    notify_sync(connection, "orders", Order(7))  # type: ignore[call-overload]
 
 
 async def lag(receiver: broadcast.Receiver[str]) -> int:

@@ -9,11 +9,12 @@ One LISTEN connection per process, any number of subscribers, and nothing lost s
 `broadcast` and `watch` are the two primitives underneath, usable alone.
 """
 
-from pgnotifybus import broadcast, observe, watch
+from pgnotifybus import broadcast, observe, schema, watch
 from pgnotifybus._version import __version__
 from pgnotifybus.bus import ChannelStatistics, Health, PgNotifyBus, Statistics
 from pgnotifybus.errors import (
     AuthenticationFailed,
+    BufferFull,
     Closed,
     ConnectError,
     Empty,
@@ -23,20 +24,31 @@ from pgnotifybus.errors import (
     LinkError,
     LinkLost,
     ListenRejected,
+    Malformed,
     MissingExtra,
+    PayloadLost,
     PayloadTooLarge,
     PgNotifyBusError,
     PoolTooSmall,
     ProbeTimeout,
+    PublishFailed,
+    SchemaError,
 )
 from pgnotifybus.messages import Gap, Notification
+from pgnotifybus.publish.message import Envelope
+from pgnotifybus.publish.publisher import Publisher, PublisherStatistics
+from pgnotifybus.publish.transaction import notify, notify_sync
+from pgnotifybus.typed import Channel
 
 __all__ = [
     "AuthenticationFailed",
+    "BufferFull",
+    "Channel",
     "ChannelStatistics",
     "Closed",
     "ConnectError",
     "Empty",
+    "Envelope",
     "FatalLinkError",
     "Gap",
     "Health",
@@ -45,16 +57,25 @@ __all__ = [
     "LinkError",
     "LinkLost",
     "ListenRejected",
+    "Malformed",
     "MissingExtra",
     "Notification",
+    "PayloadLost",
     "PayloadTooLarge",
     "PgNotifyBus",
     "PgNotifyBusError",
     "PoolTooSmall",
     "ProbeTimeout",
+    "PublishFailed",
+    "Publisher",
+    "PublisherStatistics",
+    "SchemaError",
     "Statistics",
     "__version__",
     "broadcast",
+    "notify",
+    "notify_sync",
     "observe",
+    "schema",
     "watch",
 ]

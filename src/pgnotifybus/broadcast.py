@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from pgnotifybus._parking import Parking
-from pgnotifybus.core.ring import NOTHING, Entry, Mark, Nothing, Ring, Skipped
-from pgnotifybus.errors import Closed, Empty, Lagged
-from pgnotifybus.messages import Gap
+from pgnotifybus.core.ring import NOTHING, Entry, Hole, Mark, Nothing, Placeholder, Ring, Skipped
+from pgnotifybus.errors import Closed, Empty, Lagged, PayloadLost
+from pgnotifybus.messages import Gap, GapReason
 
 __all__ = ["Events", "Receiver", "ReceiverStatistics", "Sender", "Statistics", "channel"]
 
@@ -88,12 +88,14 @@ class Shared(Generic[T]):
         self.on_idle = on_idle
         """Called when the last receiver is gone, possibly from the garbage collector."""
 
-    def publish(self, values: Sequence[T], labels: Sequence[int] = ()) -> int:
+    def publish(
+        self, values: Sequence[T], labels: Sequence[Any] = (), placeholders: Sequence[int] = ()
+    ) -> int:
         """Hand values (a list or a tuple) to every receiver; the number of receivers."""
         if self.closed:
             raise Closed("the channel is closed: nothing can be sent any more")
         ring = self.ring
-        ring.extend(values, labels)
+        ring.extend(values, labels, placeholders)
         if not self.receivers:
             ring.clear()
             return 0
@@ -106,6 +108,16 @@ class Shared(Generic[T]):
         self.ring.mark(gap)
         self.parking.wake()
 
+    def settle(self, position: int, value: T) -> None:
+        """Put a value where its placeholder stands, and let those who wait for it go on."""
+        self.ring.settle(position, value)
+        self.parking.wake()
+
+    def lose(self, placeholder: Placeholder, reason: GapReason) -> None:
+        """Give up the value of a placeholder; receivers are told so in its place."""
+        placeholder.lost = reason
+        self.parking.wake()
+
     def close(self, *, from_collector: bool = False) -> None:
         """Let receivers drain and then end."""
         if not self.closed:
@@ -113,6 +125,8 @@ class Shared(Generic[T]):
             if from_collector:
                 self.parking.end_from_anywhere()
             else:
+                # Nobody settles these any more, and what stands behind them must be handed out.
+                self.ring.give_up("unreadable")
                 self.parking.wake()
 
     @property
@@ -235,7 +249,7 @@ class Receiver(Generic[T]):
         return f"<{type(self).__name__} {_describe(self._shared)} unread={len(self)}>"
 
     def __len__(self) -> int:
-        """How many unread values can still be had; at most the capacity."""
+        """How many unread values can still be had, or are promised; at most the capacity."""
         return self._ring.unread(self._cursor)
 
     def __bool__(self) -> bool:
@@ -255,13 +269,14 @@ class Receiver(Generic[T]):
         Raises:
             Empty: If there is none now; more may come.
             Lagged: If values were overwritten; the next call returns the oldest one kept.
+            PayloadLost: If the payload of the next message cannot be had (on a bus).
             Closed: If there is none and there will be none.
         """
         taken = self._ring.take(self._cursor)
         if taken is NOTHING:
             raise self._nothing()
         if isinstance(taken, Skipped):
-            raise self._lagged(taken)
+            raise self._missed(taken)
         return taken
 
     async def recv(self) -> T:
@@ -269,6 +284,7 @@ class Receiver(Generic[T]):
 
         Raises:
             Lagged: If values were overwritten; the next call returns the oldest one kept.
+            PayloadLost: If the payload of the next message cannot be had (on a bus).
             Closed: If all has been read and the channel, or this receiver, is closed.
 
         Cancel safety: cancelling loses nothing; the value is there for the next call.
@@ -276,7 +292,7 @@ class Receiver(Generic[T]):
         while (taken := self._ring.take(self._cursor)) is NOTHING:
             await self._park()
         if isinstance(taken, Skipped):
-            raise self._lagged(taken)
+            raise self._missed(taken)
         return taken
 
     async def recv_many(self, limit: int | None = None) -> list[T]:
@@ -289,6 +305,7 @@ class Receiver(Generic[T]):
 
         Raises:
             Lagged: If values were overwritten; the next call goes on at the oldest one kept.
+            PayloadLost: If the payload of the next message cannot be had (on a bus).
             Closed: If all has been read and the channel, or this receiver, is closed.
             ValueError: If the limit is below 1.
 
@@ -296,17 +313,17 @@ class Receiver(Generic[T]):
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
-        while (taken := self._ring.take_many(self._cursor, limit)) is NOTHING:
+        while (taken := self._take_many(limit)) is NOTHING:
             await self._park()
         if isinstance(taken, Skipped):
-            raise self._lagged(taken)
+            raise self._missed(taken)
         return taken
 
     def __aiter__(self) -> Receiver[T]:
         return self
 
     async def __anext__(self) -> T:
-        """`async for` ends when the channel is closed and raises `Lagged` like `recv`.
+        """`async for` ends when the channel is closed, and raises like `recv` for what is missing.
 
         A method rather than an async generator, so that the loop can be entered again after
         `Lagged` and needs no `aclose`.
@@ -322,6 +339,7 @@ class Receiver(Generic[T]):
             index >= 0
             and 0 < ring.tail - position <= ring.capacity
             and cursor.mark == ring.marks_made
+            and not ring.placeholders
         ):
             cursor.position = position + 1
             return ring.values[index]
@@ -330,7 +348,7 @@ class Receiver(Generic[T]):
                 raise StopAsyncIteration
             await self._park()
         if isinstance(taken, Skipped):
-            raise self._lagged(taken)
+            raise self._missed(taken)
         return taken
 
     def events(self) -> Events[T | Gap]:
@@ -348,8 +366,7 @@ class Receiver(Generic[T]):
         Raises:
             Closed: If this receiver is closed.
         """
-        if self._closed:
-            raise Closed("this receiver is closed")
+        self._check_open()
         return type(self)(self._shared)
 
     def close(self) -> None:
@@ -378,6 +395,10 @@ class Receiver(Generic[T]):
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this receiver is closed")
+
     def _ended(self) -> bool:
         return self._closed or self._shared.closed
 
@@ -394,9 +415,12 @@ class Receiver(Generic[T]):
             return Closed("the channel is closed and everything has been received")
         return Empty("nothing is there to receive now")
 
-    def _lagged(self, skipped: Skipped) -> Lagged:
+    def _take_many(self, limit: int | None) -> list[T] | Skipped | Nothing:
+        return self._ring.take_many(self._cursor, limit)
+
+    def _missed(self, skipped: Skipped) -> Lagged | PayloadLost:
         self._skipped += skipped.count
-        return Lagged(skipped.count)
+        return PayloadLost(skipped.reason) if isinstance(skipped, Hole) else Lagged(skipped.count)
 
     async def _next_event(self) -> Entry[T, Gap] | Gap:
         """The next entry or gap; raises `Closed` at the end."""
@@ -409,7 +433,8 @@ class Receiver(Generic[T]):
                     self._skipped += count
                     before = self._ring.mark_before(self._cursor)
                     generation = before.generation if before is not None else 0
-                    return Gap("lagged", self._shared.name, generation, count)
+                    reason = taken.reason if isinstance(taken, Hole) else "lagged"
+                    return Gap(cast("GapReason", reason), self._shared.name, generation, count)
                 case Mark(content=gap):
                     # The first link is no gap: nothing was promised before it.
                     if gap.generation > 1:

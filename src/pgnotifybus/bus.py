@@ -5,19 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, overload
+from uuid import uuid4
 
 from pgnotifybus import observe, watch
-from pgnotifybus.channels import Channels, Subscription
-from pgnotifybus.core.names import check_channel, check_channels
+from pgnotifybus.channels import Channels
+from pgnotifybus.core.names import SCHEMA, check_channel, check_channels, check_schema
 from pgnotifybus.core.ring import Ring
+from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, PgNotifyBusError
 from pgnotifybus.links.sources import Driver, connector
-from pgnotifybus.publish import Publisher
+from pgnotifybus.publish.message import Envelope, message
+from pgnotifybus.publish.notifier import send
+from pgnotifybus.publish.publisher import Delivery, Publisher, Settings
+from pgnotifybus.spill import Fetcher
+from pgnotifybus.subscription import Subscription, TypedSubscription
 from pgnotifybus.supervision import State, Supervisor, Timing
+from pgnotifybus.typed import Channel
+
+T = TypeVar("T")
+
+_SEND_TIMEOUT = 10.0
+"""The seconds that the server may take to commit, or to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class PgNotifyBus:
     def __init__(
         self,
         source: object,
-        channels: Iterable[str],
+        channels: Iterable[str | Channel[Any]],
         *,
         capacity: int = 256,
         driver: Driver | None = None,
@@ -85,6 +97,7 @@ class PgNotifyBus:
         start_timeout: float = 30.0,
         backoff_initial: float = 0.5,
         backoff_maximum: float = 30.0,
+        schema: str = SCHEMA,
         observer: observe.Observer | None = None,
     ) -> None:
         """Describe a bus; no I/O.
@@ -95,7 +108,8 @@ class PgNotifyBus:
                 callable that returns a fresh asyncpg or psycopg connection. An asyncpg pool lends
                 one of its connections for as long as the bus runs, and from the first `notify` on
                 a second; the others lend none.
-            channels: The channels to listen to from the start, of exactly these names.
+            channels: The channels to listen to from the start, of exactly these names; typed ones
+                too.
             capacity: How many messages a channel keeps for a receiver that is behind; at least 1.
             driver: `"psycopg"` or `"asyncpg"`, for a DSN; None takes the one that the DSN names
                 (`postgresql+asyncpg://`), else psycopg.
@@ -108,14 +122,18 @@ class PgNotifyBus:
             backoff_initial: The seconds before the first attempt to connect again; each failure
                 doubles them. Up to a quarter less by chance.
             backoff_maximum: The most seconds between two attempts.
+            schema: The schema of the spill table, as `schema.install` was told.
             observer: Called with every event of `pgnotifybus.observe`.
 
         Raises:
             InvalidChannel: If a name cannot be a channel; the message says why.
-            ValueError: If a number is outside its range or the DSN is malformed.
+            ValueError: If a number is outside its range, the DSN is malformed, or no schema can
+                have this name.
             TypeError: If the source is of an unknown kind.
             MissingExtra: If the driver for a DSN is not installed.
         """
+        if not isinstance(channels, str | bytes):
+            channels = [each.name if isinstance(each, Channel) else each for each in channels]
         names = check_channels(channels)
         Ring[str, object](capacity)  # says what is wrong with the capacity
         timing = Timing(
@@ -128,10 +146,17 @@ class PgNotifyBus:
         )
         connect = connector(source, driver)
         self._emit = observe.Emitter(observer)
-        self._channels = Channels(names, capacity)
+        self._connector = connect
+        self._connect_timeout = connect_timeout
+        self._schema = check_schema(schema)
+        self._fetcher = Fetcher(self._side("fetcher"), schema, self._emit)
+        self._channels = Channels(names, capacity, self._fetcher.fetch)
         self._generation, _ = watch.channel(0)
         self._supervisor = Supervisor(connect, self._channels, self._generation, timing, self._emit)
-        self._publisher = Publisher(connect, connect_timeout=connect_timeout, timeout=10.0)
+        self._notifier = self._side("notifier")
+        self._publishers: set[Publisher] = set()
+        self._ending = False
+        self._origin = uuid4().hex
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process: int | None = None
         self._stop = asyncio.Event()
@@ -145,18 +170,29 @@ class PgNotifyBus:
 
     # -- the seed's surface -----------------------------------------------------------------------
 
-    def subscribe(self, channel: str) -> Subscription | None:
+    @overload
+    def subscribe(self, channel: str) -> Subscription | None: ...
+    @overload
+    def subscribe(self, channel: Channel[T]) -> TypedSubscription[T] | None: ...
+    def subscribe(self, channel: str | Channel[T]) -> Subscription | TypedSubscription[T] | None:
         """A receiver for the messages of a channel that was named at construction.
 
+        Args:
+            channel: A name, for the payloads as they are; a typed channel, for its values.
+
         Returns:
-            A receiver of payloads that arrive from now on; None if the channel was not named at
+            A receiver of what arrives from now on; None if the channel was not named at
             construction (see `listen` for those).
 
         Raises:
             PgNotifyBusError: In a process that was forked after the bus was started.
         """
         self._check_process()
-        return self._channels.subscribe(channel)
+        if isinstance(channel, Channel):
+            return self._channels.subscribe(
+                channel.name, lambda shared: TypedSubscription(shared, channel)
+            )
+        return self._channels.subscribe(channel, Subscription)
 
     def channels(self) -> list[str]:
         """The names that the bus was made with, without repetitions."""
@@ -238,7 +274,11 @@ class PgNotifyBus:
         if task is not None:
             await task
 
-    async def listen(self, channel: str) -> Subscription:
+    @overload
+    async def listen(self, channel: str) -> Subscription: ...
+    @overload
+    async def listen(self, channel: Channel[T]) -> TypedSubscription[T]: ...
+    async def listen(self, channel: str | Channel[T]) -> Subscription | TypedSubscription[T]:
         """A receiver for the messages of any channel, from now on.
 
         Returns once the server has acknowledged the LISTEN: what commits after that is delivered,
@@ -254,20 +294,118 @@ class PgNotifyBus:
 
         Cancel safety: cancelling takes the wish back.
         """
+        if isinstance(channel, Channel):
+            self._check_running()
+            return await self._channels.listen(
+                channel.name, lambda shared: TypedSubscription(shared, channel)
+            )
         check_channel(channel)
         self._check_running()
-        return await self._channels.listen(channel)
+        return await self._channels.listen(channel, Subscription)
 
-    async def notify(self, channel: str, payload: str = "") -> None:
-        """Send a notification over a connection of the bus; when it returns, it is committed.
+    @property
+    def origin(self) -> str:
+        """What tells this bus from all others; envelopes carry it, see `envelope`."""
+        return self._origin
+
+    def envelope(
+        self, *, timed: bool = False, traceparent: str | Callable[[], str | None] | None = None
+    ) -> Envelope:
+        """An envelope that names this bus as the origin of a message.
+
+        A receiver can then tell what its own bus has sent: `event.origin == bus.origin`.
 
         Args:
-            channel: Any channel; case and special characters are kept.
-            payload: At most 7,999 bytes of UTF-8.
+            timed: Whether to carry the time of sending.
+            traceparent: The W3C trace context, or a function that is asked for it at each message.
+
+        Raises:
+            ValueError: If the traceparent is malformed.
+        """
+        return Envelope(self._origin, timed, traceparent)
+
+    def publisher(
+        self,
+        *,
+        batch_size: int = 1000,
+        linger: float = 0.01,
+        capacity: int = 10_000,
+        capacity_bytes: int = 64 * 1024 * 1024,
+        durable: bool = True,
+        delivery: Delivery = "at-least-once",
+        collapse_duplicates: bool = False,
+        drain_timeout: float = 10.0,
+        envelope: Envelope | None = None,
+    ) -> Publisher:
+        """A publisher, which sends many messages in one commit, over a connection of its own.
+
+        Enter it with `async with` while the bus is running. No I/O.
+
+        Args:
+            batch_size: How many messages may leave in one transaction; at least 1.
+            linger: The seconds for which a message may wait for others to leave with; 0 sends at
+                once whatever is there. A larger batch is the cheaper one.
+            capacity: How many messages it holds that are not committed; at least 1.
+            capacity_bytes: How many bytes of payload they have at the most, if it is more than one.
+            durable: Whether a commit that has spilled a payload into the table waits for the disk.
+                One that has only notified never does: a crash forgets notifications anyhow.
+            delivery: What to do with a batch if the connection is lost while it commits, and the
+                server cannot be asked afterwards how that ended: `"at-least-once"` sends it again,
+                `"at-most-once"` does not, and reports it.
+            collapse_duplicates: Whether the same message may leave twice in one transaction, of
+                which PostgreSQL then delivers one. By default the second waits for the next.
+            drain_timeout: The seconds for which the end of the block waits for what is not sent.
+            envelope: What messages carry beside their payload.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
+        settings = Settings(
+            batch_size=batch_size,
+            linger=linger,
+            capacity=capacity,
+            capacity_bytes=capacity_bytes,
+            durable=durable,
+            delivery=delivery,
+            collapse_duplicates=collapse_duplicates,
+            drain_timeout=drain_timeout,
+            envelope=envelope,
+        )
+        return Publisher(
+            self._side("publisher"),
+            self._schema,
+            settings,
+            self._emit,
+            on_start=self._adopt,
+            on_end=self._publishers.discard,
+        )
+
+    @overload
+    async def notify(
+        self, channel: str, payload: str = "", *, envelope: Envelope | None = None
+    ) -> None: ...
+    @overload
+    async def notify(
+        self, channel: Channel[T], payload: T, *, envelope: Envelope | None = None
+    ) -> None: ...
+    async def notify(
+        self, channel: str | Channel[Any], payload: Any = "", *, envelope: Envelope | None = None
+    ) -> None:
+        """Send a notification over a connection of the bus; when it returns, it is committed.
+
+        One at a time, each in a commit of its own: see `publisher` for many, and
+        `pgnotifybus.notify` for your own transaction.
+
+        Args:
+            channel: Any channel, case and special characters are kept; or a typed channel.
+            payload: The text to send; for a typed channel, a value of its type. Over 7,999 bytes of
+                UTF-8 it is compressed, or else spilled into the table of `schema.install`.
+            envelope: What the message should carry beside its payload.
 
         Raises:
             InvalidChannel, ValueError, TypeError: If channel or payload cannot be sent.
-            PayloadTooLarge: If the payload has more than 7,999 bytes.
+            PayloadTooLarge: If it does not fit into a notification, and the spill table is not
+                there; or if it has over 16 MiB.
             ConnectError, FatalLinkError: If there is no connection; nothing was sent.
             LinkLost: If the connection broke meanwhile; whether it was sent is not known.
             LinkError: If the server refused; nothing was sent.
@@ -277,7 +415,7 @@ class PgNotifyBus:
         Cancel safety: what is being sent may be sent or not; nothing is sent twice.
         """
         self._check_running()
-        await self._publisher.notify(channel, payload)
+        await send(self._notifier, message(channel, payload, envelope), self._schema)
 
     def health(self) -> Health:
         """How the link is now, as a frozen snapshot."""
@@ -329,8 +467,9 @@ class PgNotifyBus:
             for task in done:
                 task.result()
         finally:
+            self._ending = True
             try:
-                closing = asyncio.create_task(self._publisher.close())
+                closing = asyncio.create_task(self._close_sides())
                 stop.cancel()
                 work.cancel()
                 await _ended(stop, work, closing)
@@ -340,11 +479,27 @@ class PgNotifyBus:
                 self._generation.close()
                 self._emit(observe.Stopped(self._generation.borrow()))
 
+    def _side(self, part: str) -> SideLink:
+        return SideLink(
+            self._connector,
+            part=part,
+            connect_timeout=self._connect_timeout,
+            timeout=_SEND_TIMEOUT,
+        )
+
+    def _adopt(self, publisher: Publisher) -> None:
+        self._check_running()
+        self._publishers.add(publisher)
+
+    async def _close_sides(self) -> None:
+        ends = [publisher.end("the bus has ended") for publisher in self._publishers]
+        await asyncio.gather(self._notifier.close(), self._fetcher.close(), *ends)
+
     def _check_running(self) -> None:
         if self._loop is None:
             raise RuntimeError("the bus is not running: enter it with `async with`, or run it")
         self._check_process()
-        if self._supervisor.status.state == "stopped":
+        if self._ending:
             raise Closed("the bus has ended")
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("the bus runs in another event loop: make one bus for each loop")

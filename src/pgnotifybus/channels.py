@@ -7,36 +7,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from pgnotifybus.broadcast import Events, Receiver, Shared
-from pgnotifybus.core.ring import Entry
+from pgnotifybus.broadcast import Shared
+from pgnotifybus.core.envelope import NO_STAMP, Content, Reference, all_plain, unpack
+from pgnotifybus.core.ring import Placeholder
 from pgnotifybus.core.subscriptions import Plan, Subscriptions
 from pgnotifybus.errors import Closed, ListenRejected
 from pgnotifybus.links.base import ServerError
-from pgnotifybus.messages import Gap, Notification
+from pgnotifybus.messages import Gap
+from pgnotifybus.subscription import Label
+
+R = TypeVar("R")
+
+Fetch = Callable[[Shared[str], int, Placeholder, Reference], None]
+"""Sees to it that the placeholder at a position of a channel is settled, or lost."""
 
 
-class Subscription(Receiver[str]):
-    """A receiver of one channel of a bus: payloads by `recv`, notifications by `events`."""
-
-    __slots__ = ()
-
-    def events(self) -> Events[Notification | Gap]:  # type: ignore[override]  # more than a value
-        """Notifications and gaps in their true order; never raises for loss.
-
-        A `Gap` stands where something is missing: `"lagged"` with the exact number skipped, or
-        `"reconnected"` between the last message of the old link and the first of the new one.
-        """
-        return Events(self, self._notification)
-
-    def _notification(self, entry: Entry[str, Gap]) -> Notification:
-        generation = entry.mark.generation if entry.mark is not None else 0
-        return Notification(self._shared.name, entry.value, entry.label or 0, generation)
-
-
-class Channel:
-    """One channel: its ring, and those who wait until it is listened to."""
+class Membership:
+    """One channel of the bus: its ring, and those who wait until it is listened to."""
 
     __slots__ = ("claims", "configured", "shared", "waiters")
 
@@ -55,12 +45,13 @@ class Channel:
 class Channels:
     """All channels of a bus."""
 
-    def __init__(self, configured: Iterable[str], capacity: int) -> None:
+    def __init__(self, configured: Iterable[str], capacity: int, fetch: Fetch) -> None:
         self._capacity = capacity
+        self._fetch = fetch
         self.batch = max(1, capacity // 2)
         """How many messages of a channel to deliver in one turn of the loop: half a ring, so that
         a receiver that is always ready may be a turn late and has still lost nothing."""
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[str, Membership] = {}
         self._routes: dict[str, Shared[str]] = {}
         self._subscriptions = Subscriptions(self._is_wanted, self._forget)
         self._bell: asyncio.Future[None] | None = None
@@ -83,14 +74,14 @@ class Channels:
         """Every channel there is now."""
         return {name: channel.shared for name, channel in self._channels.items()}
 
-    def subscribe(self, name: str) -> Subscription | None:
+    def subscribe(self, name: str, make: Callable[[Shared[str]], R]) -> R | None:
         """A receiver of a configured channel, for what arrives from now on."""
         channel = self._channels.get(name)
         if channel is None or not channel.configured:
             return None
-        return Subscription(channel.shared)
+        return make(channel.shared)
 
-    async def listen(self, name: str) -> Subscription:
+    async def listen(self, name: str, make: Callable[[Shared[str]], R]) -> R:
         """A receiver of any channel, once the server listens to it for us.
 
         Raises:
@@ -113,18 +104,18 @@ class Channels:
                 finally:
                     channel.waiters.pop(waiter, None)
             # Only now, so that nothing from before, not even a gap, reaches this receiver.
-            return Subscription(channel.shared)
+            return make(channel.shared)
         finally:
             channel.claims -= 1
             if not channel.wanted:
                 self._touch(name)
 
-    def _add(self, name: str, *, configured: bool) -> Channel:
+    def _add(self, name: str, *, configured: bool) -> Membership:
         on_idle = None if configured else functools.partial(self._left, name)
         shared: Shared[str] = Shared(self._capacity, name, on_idle)
         # Not a gap, as nobody subscribes yet: it tells which generation the first messages are of.
         shared.mark(Gap("reconnected", name, self._generation, None))
-        channel = self._channels[name] = Channel(shared, configured=configured)
+        channel = self._channels[name] = Membership(shared, configured=configured)
         return channel
 
     def _is_wanted(self, name: str) -> bool:
@@ -206,8 +197,10 @@ class Channels:
         shared = self._routes.get(name)
         if shared is None:
             self.unrouted += len(payloads)
-        else:
+        elif all_plain(payloads):
             shared.publish(payloads, pids)
+        else:
+            self._deliver_unpacked(shared, payloads, pids)
 
     def close(self) -> None:
         """The bus has ended: receivers drain and then get `Closed`."""
@@ -220,6 +213,35 @@ class Channels:
                     waiter.set_exception(Closed("the bus has ended"))
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _deliver_unpacked(self, shared: Shared[str], wires: list[str], pids: list[int]) -> None:
+        """Deliver what may be in envelopes.
+
+        A payload that lies in the spill table gets a placeholder in its place: what comes behind it
+        waits in the ring, where it is bounded, and the link goes on reading.
+        """
+        values: list[Any] = []
+        labels: list[Label] = []
+        promised: dict[int, tuple[Placeholder, Reference]] = {}
+        for wire, pid in zip(wires, pids, strict=True):
+            envelope = unpack(wire)
+            label: Label = pid
+            if envelope is not None and envelope.stamp != NO_STAMP:
+                label = (pid, envelope.stamp)
+            match envelope:
+                case None:
+                    values.append(wire)
+                case Content(payload):
+                    values.append(payload)
+                case Reference():
+                    placeholder = Placeholder()
+                    promised[len(values)] = placeholder, envelope
+                    values.append(placeholder)
+            labels.append(label)
+        first = shared.ring.tail
+        if shared.publish(values, labels, list(promised)):
+            for index, (placeholder, reference) in promised.items():
+                self._fetch(shared, first + index, placeholder, reference)
 
     def _forget(self, name: str) -> None:
         channel = self._channels.get(name)

@@ -4,7 +4,11 @@
 
     PgNotifyBusError
     |- Empty, Lagged(skipped), Closed                       outcomes of receiving
+    |- PayloadLost(reason)                                  one message of which only the id came
+    |- Malformed(channel, payload, reason)                  one message that is not of the type
     |- InvalidChannel, PayloadTooLarge                      the caller's mistakes; also ValueError
+    |- SchemaError                                          the library's tables in the database
+    |- BufferFull, PublishFailed(unsent, unknown)           outcomes of publishing
     |- LinkError: ConnectError, LinkLost, ProbeTimeout      retried by the bus, cause chained
     |- FatalLinkError: AuthenticationFailed, ListenRejected, PoolTooSmall   waiting will not help
     |- MissingExtra(extra)                                  also ImportError; says what to install
@@ -14,6 +18,8 @@ not repeated.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class PgNotifyBusError(Exception):
@@ -48,6 +54,64 @@ class Lagged(PgNotifyBusError):
         )
 
 
+class PayloadLost(PgNotifyBusError):
+    """A message has arrived whose payload lay in the spill table and could not be had.
+
+    It counts as skipped. Go on receiving, after re-reading what it would have told you.
+
+    Attributes:
+        reason: `"expired"`: retention has removed it. `"unreadable"`: it could not be fetched.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return {
+            "expired": "the payload of a message is no longer in the spill table: it was written "
+            "longer ago than the retention says (see schema.install)",
+        }.get(
+            self.reason,
+            "the payload of a message could not be fetched from the spill table; the log says why",
+        )
+
+
+class Malformed(PgNotifyBusError):
+    """A payload has arrived that does not decode as the type of its channel.
+
+    Raised by `recv`, and yielded as an item by `events()`. It takes the place of that one message:
+    go on receiving.
+
+    Attributes:
+        channel: The name of the channel.
+        payload: The text as it has arrived. The message of the error never repeats it: it may
+            hold secrets.
+        reason: What is wrong with it and where, in the words of the decoder.
+    """
+
+    def __init__(self, channel: str, payload: str, reason: str) -> None:
+        super().__init__(channel, payload, reason)
+        self.channel = channel
+        self.payload = payload
+        self.reason = reason
+
+    def __repr__(self) -> str:  # asyncio logs it, for a task that nobody has awaited
+        return f"{type(self).__name__}({self.channel!r}, {self.reason!r})"
+
+    def __str__(self) -> str:
+        # Bytes that were not UTF-8 stand in it as one lone surrogate each: "replace" counts one.
+        size = len(self.payload.encode(errors="replace"))
+        return (
+            f"a payload of {size} bytes on channel {self.channel!r} is not of the channel's type: "
+            f"{self.reason}. `.payload` has it raw; go on receiving, the next one may be well"
+        )
+
+
+class BufferFull(PgNotifyBusError):
+    """The publisher holds as many messages as it may: await `publish`, or send less."""
+
+
 class Closed(PgNotifyBusError):
     """The channel is closed and everything unread has been handed out: stop receiving.
 
@@ -63,23 +127,61 @@ class InvalidChannel(PgNotifyBusError, ValueError):
 
 
 class PayloadTooLarge(PgNotifyBusError, ValueError):
-    """The payload does not fit into a notification: send a key and let the receiver read the row.
+    """The payload cannot be sent; the message says what to do about it.
 
     Attributes:
         size: The size of the payload in bytes of UTF-8.
-        limit: The largest size that fits, in bytes.
+        limit: The largest size that can be sent, in bytes.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(size, limit)
+    def __init__(self, size: int, limit: int, advice: str = "") -> None:
+        super().__init__(size, limit, advice)
         self.size = size
         self.limit = limit
+        self._advice = advice or "send a key and let the receiver read the row"
 
     def __str__(self) -> str:
         return (
-            f"the payload has {self.size} bytes of UTF-8, PostgreSQL takes {self.limit} at the "
-            "most: send a key and let the receiver read the row"
+            f"the payload has {self.size} bytes of UTF-8, and {self.limit} is the limit: "
+            f"{self._advice}"
         )
+
+
+class SchemaError(PgNotifyBusError):
+    """What the library keeps in the database cannot be installed, used or removed.
+
+    The message says why, and names the GRANT where one is missing.
+    """
+
+
+# -- sending --------------------------------------------------------------------------------------
+
+
+class PublishFailed(PgNotifyBusError):
+    """Messages that a publisher had taken were not sent, or it cannot know whether they were.
+
+    Attributes:
+        unsent: Those that were certainly not sent, in their order.
+        unknown: Those that may have been sent: the connection was lost while they were committed,
+            and the server could not be asked afterwards.
+    """
+
+    def __init__(
+        self, reason: str, unsent: Sequence[tuple[str, str]], unknown: Sequence[tuple[str, str]]
+    ) -> None:
+        super().__init__(reason, unsent, unknown)
+        self.reason = reason
+        self.unsent = list(unsent)
+        self.unknown = list(unknown)
+
+    def __repr__(self) -> str:  # asyncio logs it, for a task that nobody has awaited
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __str__(self) -> str:
+        counts = [f"{len(self.unsent)} message(s) were not sent"] if self.unsent else []
+        if self.unknown:
+            counts.append(f"of {len(self.unknown)} it is not known whether they were sent")
+        return f"{' and '.join(counts)}: {self.reason}"
 
 
 # -- the connection -------------------------------------------------------------------------------

@@ -90,6 +90,33 @@ class Undecodable:
 
 
 @dataclass(frozen=True, slots=True)
+class PayloadsLost:
+    """Messages have arrived whose payloads could not be had; a `Gap` stands in their place."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishDelayed:
+    """A publisher could not send a batch, and will try again."""
+
+    error: Exception
+    waiting: int
+    """Messages that it holds."""
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRefused:
+    """A publisher has given up messages, for which it will raise `PublishFailed`."""
+
+    channel: str
+    """Of the first of them."""
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The bus has ended; nothing is left running."""
 
@@ -105,6 +132,9 @@ Event = (
     | ChannelsChanged
     | ListenRefused
     | Undecodable
+    | PayloadsLost
+    | PublishDelayed
+    | PublishRefused
     | Stopped
 )
 
@@ -170,6 +200,27 @@ class Emitter:
                     "%d payload(s) on channel %r are not UTF-8; delivered with surrogate escapes",
                     event.count,
                     event.channel,
+                )
+            case PayloadsLost():
+                logger.log(
+                    self._level(event.reason),
+                    "payloads could not be fetched from the spill table: %s",
+                    event.reason,
+                )
+            case PublishDelayed():
+                logger.log(
+                    self._level(str(event.error)),
+                    "a publisher holds %d message(s) and will try again in %.1f s: %s",
+                    event.waiting,
+                    event.retry_in,
+                    event.error,
+                )
+            case PublishRefused():
+                logger.warning(
+                    "a publisher has given up %d message(s), the first for channel %r: %s",
+                    event.count,
+                    event.channel,
+                    event.reason,
                 )
             case ProbeAnswered() | ChannelsChanged() | Stopped():
                 logger.debug("%r", event)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pgnotifybus import Gap, PgNotifyBus
-from pgnotifybus.channels import Subscription
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.subscription import Subscription
 from support.sql import execute
 from support.tls import tls_in_front_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from pgnotifybus.core.names import MAX_PAYLOAD_BYTES
 from pgnotifybus.errors import LinkLost
-from pgnotifybus.links.base import Link, ServerError
+from pgnotifybus.links.base import NOTIFY, Link, ServerError
 from pgnotifybus.links.sources import Driver, connector
 from support.sql import execute
 from support.tls import tls_in_front_of
@@ -101,7 +101,7 @@ async def test_hands_on_every_name_and_payload_as_it_is(link: Link) -> None:
     link.start(inbox)
     expected = [(name, payload) for name in NASTY_NAMES for payload in NASTY_PAYLOADS]
     for name, payload in expected:
-        await link.notify(name, payload)
+        await link.fetch(NOTIFY, name, payload)
     assert await inbox.until(expected[-1]) == expected
     assert (await link.inspect()).channels == set(NASTY_NAMES)
 
@@ -111,7 +111,7 @@ async def test_works_on_every_server(database: str, connect: Connect) -> None:
     inbox = Inbox()
     await link.change(["orders"], [])
     link.start(inbox)
-    await link.notify("orders", "42")
+    await link.fetch(NOTIFY, "orders", "42")
     assert await inbox.until(("orders", "42")) == [("orders", "42")]
     assert inbox.pids == {link.pid}
     assert not (await link.inspect()).in_recovery
@@ -138,7 +138,7 @@ async def test_holds_back_until_started(link: Link) -> None:
     """Trap 17: what comes in the same packet as the answer to LISTEN is not lost."""
     inbox = Inbox()
     await link.change(["early"], [])
-    await link.notify("early", "1")
+    await link.fetch(NOTIFY, "early", "1")
     await link.inspect()
     assert inbox.messages == []
     link.start(inbox)
@@ -153,8 +153,8 @@ async def test_a_refused_change_does_nothing_at_all(link: Link) -> None:
         await link.change(["good", ""], ["kept"])
     assert refused.value.sqlstate == "42601"
     assert (await link.inspect()).channels == {"kept"}
-    await link.notify("good", "not for us")
-    await link.notify("kept", "sentinel")
+    await link.fetch(NOTIFY, "good", "not for us")
+    await link.fetch(NOTIFY, "kept", "sentinel")
     assert await inbox.until(("kept", "sentinel")) == [("kept", "sentinel")]
 
 
@@ -163,13 +163,13 @@ async def test_unlisten_ends_delivery(link: Link) -> None:
     inbox = Inbox()
     await link.change(["left", "kept"], [])
     link.start(inbox)
-    await link.notify("left", "1")
+    await link.fetch(NOTIFY, "left", "1")
     await link.change(["new"], ["left"])
-    await link.notify("left", "2")
-    await link.notify("new", "sentinel")
+    await link.fetch(NOTIFY, "left", "2")
+    await link.fetch(NOTIFY, "new", "sentinel")
     assert await inbox.until(("new", "sentinel")) == [("left", "1"), ("new", "sentinel")]
     await link.change(["left"], [])
-    await link.notify("left", "3")
+    await link.fetch(NOTIFY, "left", "3")
     assert ("left", "2") not in await inbox.until(("left", "3"))
 
 
@@ -178,7 +178,7 @@ async def test_a_terminated_backend_is_a_lost_link(link: Link, database18: str) 
     inbox = Inbox()
     await link.change(["orders"], [])
     link.start(inbox)
-    await link.notify("orders", "before")
+    await link.fetch(NOTIFY, "orders", "before")
     await execute(database18, "SELECT pg_terminate_backend(%s)", link.pid)
     async with asyncio.timeout(5):
         reason = await link.lost
@@ -247,7 +247,7 @@ async def test_no_timeout_of_the_session_ends_it(database18: str, connect: Conne
         database18, "SET statement_timeout = 0; SET transaction_timeout = 0; SELECT pg_sleep(0.3)"
     )
     assert not link.lost.done()
-    await link.notify("orders", "still here")
+    await link.fetch(NOTIFY, "orders", "still here")
     await inbox.until(("orders", "still here"))
 
 
@@ -299,7 +299,7 @@ async def test_bytes_that_are_not_text_end_nothing_silently(
     undecodable: list[tuple[str, int]] = []
     await link.change(["žluť", "plain"], [])
     link.start(inbox, lambda *said: undecodable.append(said))
-    await link.notify("žluť", "kůň")
+    await link.fetch(NOTIFY, "žluť", "kůň")
     await inbox.until(("žluť", "kůň"))
     assert (await link.inspect()).channels == {"žluť", "plain"}
     await execute(
@@ -309,7 +309,7 @@ async def test_bytes_that_are_not_text_end_nothing_silently(
         messages = await inbox.until(("plain", "a\udcffb"))
         assert messages[-1][1].encode("utf-8", "surrogateescape") == b"a\xffb"
         assert undecodable == [("plain", 1)]
-        await link.notify("plain", "still here")
+        await link.fetch(NOTIFY, "plain", "still here")
         await inbox.until(("plain", "still here"))
     else:
         async with asyncio.timeout(5):
@@ -325,7 +325,7 @@ async def test_listens_to_ten_thousand_channels_in_one_statement(link: Link) -> 
         await link.change(names, [])
     link.start(inbox)
     assert (await link.inspect()).channels == set(names)
-    await link.notify(names[-1], "found")
+    await link.fetch(NOTIFY, names[-1], "found")
     await inbox.until((names[-1], "found"))
 
 

@@ -238,7 +238,7 @@ def test_notify_sends_exactly_what_it_was_given(
         )
         quiet = invoke("notify", "a b", *server)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-        assert invoke("notify", "a b", "-", *server, stdin=b"x\n\n").returncode == 0
+        assert invoke("notify", "a b", "-", "--whole", *server, stdin=b"x\n\n").returncode == 0
         assert invoke("notify", "a b", "x" * 7_999, *server).returncode == 0
         assert program.end() == 0
     payloads = [json.loads(line)["payload"] for line in program.out[1:]]
@@ -250,9 +250,24 @@ def test_notify_sends_exactly_what_it_was_given(
     [
         (("notify", ""), b"", "must not be empty"),
         (("notify", "x" * 64), b"", "64 bytes"),
-        (("notify", "a", "x" * 8_000), b"", "8000 bytes"),
-        (("notify", "a", "-"), b"\xff", "not UTF-8"),
-        (("notify", "a", "-"), b"a\0b", "NUL"),
+        (("notify", "a", "\udcff"), b"", "lone surrogate"),
+        (("notify", "a", "-", "--whole"), b"\xff", "not UTF-8"),
+        (("notify", "a", "-", "--whole"), b"a\0b", "NUL"),
+        (("notify", "a", "-", "--whole"), b"x" * (16 * 1024 * 1024 + 1), "over 16777216 bytes"),
+        (("notify", "a", "b", "--whole"), b"", "write - as PAYLOAD"),
+        (("notify", "a", "b", "--key", "k"), b"", "write - as PAYLOAD"),
+        (("notify", "a", "-", "--key", "k", "--key-field", "k"), b"", "exclude each other"),
+        (("notify", "a", "-", "--batch", "0"), b"", "--batch"),
+        (("notify", "a", "-", "--linger", "nan"), b"", "linger"),
+        (("notify", "a", "--schema", ""), b"", "schema name"),
+        (("schema", "install", "--schema", "pg_mine"), b"", "schema name"),
+        (("schema", "install", "--schema", "\udcff"), b"", "schema name"),
+        (("schema", "install", "--retention", "1w"), b"", "90s, 15m, 1h or 7d"),
+        (("schema", "install", "--retention", "0s"), b"", "at least a second"),
+        (("schema", "install", "--retention", "9" * 20 + "d"), b"", "too long"),
+        (("schema", "install", "--lock-timeout", "inf"), b"", "lock_timeout"),
+        (("schema", "remove", "--lock-timeout", "0"), b"", "--lock-timeout"),
+        (("schema", "nonsense"), b"", "No such command"),
         (("listen", "ok", "ü" * 32), b"", "64 bytes"),
         (("listen",), b"", "Missing argument"),
         (("listen", "a", "--count", "0"), b"", "--count"),
@@ -445,7 +460,8 @@ def test_without_the_driver_it_says_what_to_install() -> None:
 
 def test_version_and_help(invoke: Invoke) -> None:
     assert run("--version").stdout == f"pgnotifybus {__version__}\n"
-    for command in ((), ("listen",), ("notify",), ("demo",)):
+    schema = [("schema", *each) for each in ((), ("install",), ("sql",), ("remove",), ("prune",))]
+    for command in ((), ("listen",), ("notify",), ("demo",), *schema):
         said = invoke(*command, "--help")
         assert said.returncode == 0
         assert "Exit codes" in said.stdout

@@ -25,10 +25,10 @@ from pgnotifybus import (
     ProbeTimeout,
     observe,
 )
-from pgnotifybus.channels import Subscription
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links import base
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.subscription import Subscription
 from support.proxy import FaultProxy
 from support.recorder import Recorder
 from support.sql import execute, kill_listener

@@ -8,8 +8,8 @@ import gc
 import pytest
 
 from pgnotifybus import Closed, ListenRejected, Notification, PgNotifyBus, observe
-from pgnotifybus.channels import Subscription
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.subscription import Subscription
 from support.proxy import FaultProxy
 from support.recorder import Recorder
 from support.sql import execute, kill_listener

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from pgnotifybus import Gap, Lagged, Notification, PgNotifyBus, observe
-from pgnotifybus.channels import Subscription
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.subscription import Subscription
 from support.recorder import Recorder
 from support.sql import execute, kill_listener
 

@@ -9,9 +9,11 @@ Outcome = (
     tuple[Literal["value"], int, int | None]
     | tuple[Literal["values"], list[int]]
     | tuple[Literal["skipped"], int]
+    | tuple[Literal["hole"], str]
     | tuple[Literal["mark"], int]
 )
-"""A value with the newest mark in front of it; several values; how many are gone; a mark."""
+"""A value with the newest mark in front of it; several values; how many are gone; why one that was
+promised is lost; a mark."""
 
 
 @dataclass
@@ -22,12 +24,26 @@ class Log:
     sent: list[int] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     """For each mark how many values were sent before it."""
+    promised: dict[int, str | None] = field(default_factory=dict)
+    """The positions of the values that are not there yet, or lost, and why."""
     forgotten: int = 0
     """All values before this one were cleared."""
 
     @property
     def oldest(self) -> int:
         return max(self.forgotten, len(self.sent) - self.capacity)
+
+    def settle(self, position: int) -> None:
+        self.promised.pop(position, None)
+
+    def lose(self, position: int, reason: str) -> None:
+        if position in self.promised:
+            self.promised[position] = reason
+
+    def give_up(self, reason: str) -> None:
+        for position, lost in self.promised.items():
+            if lost is None:
+                self.promised[position] = reason
 
     def newest_mark(self, position: int) -> int | None:
         """The number of the newest mark in front of the value at the position."""
@@ -58,15 +74,20 @@ class Reader:
     def take_many(self, limit: int | None = None) -> Outcome | None:
         if (overrun := self._overrun()) is not None:
             return overrun
+        lost = self.log.promised.get(self.position)
+        if lost is not None:
+            self.skipped += 1
+            self._go_on(self.position + 1)
+            return ("hole", lost)
         end = len(self.log.sent)
         if limit is not None:
             end = min(end, self.position + limit)
+        end = min([end, *(at for at in self.log.promised if at >= self.position)])
         values = self.log.sent[self.position : end]
         if not values:
             return None
         self.delivered += values
-        self.position = end
-        self.mark = max(self.mark, self.log.newest_mark(end - 1) or 0)
+        self._go_on(end)
         return ("values", values)
 
     def take(self) -> Outcome | None:
@@ -90,6 +111,23 @@ class Reader:
                 self.told.append(number)
                 return ("mark", number)
         return self.take()
+
+    def has_news(self, *, of_marks: bool) -> bool:
+        """Whether there is something to take: a value, a loss, or a mark behind the first one."""
+        log = self.log
+        if self.position < log.oldest or log.promised.get(self.position) is not None:
+            return True
+        return (self.position < len(log.sent) and self.position not in log.promised) or (
+            of_marks
+            and any(
+                number > max(self.mark, 1) and at <= self.position
+                for number, at in enumerate(log.marks, 1)
+            )
+        )
+
+    def _go_on(self, position: int) -> None:
+        self.position = position
+        self.mark = max(self.mark, self.log.newest_mark(position - 1) or 0)
 
     def _overrun(self) -> Outcome | None:
         lost = self.log.oldest - self.position

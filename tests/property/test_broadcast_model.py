@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pgnotifybus.broadcast import Receiver, Shared
-from pgnotifybus.errors import Closed, Empty, Lagged
-from pgnotifybus.messages import Gap
+from pgnotifybus.core.ring import Placeholder
+from pgnotifybus.errors import Closed, Empty, Lagged, PayloadLost
+from pgnotifybus.messages import Gap, GapReason
 from property.naive import Log, Reader
 from unit.polling import Polled
 
 T = TypeVar("T")
 
 Answer = tuple[str, object]
-"""What a read came to: a "value", "values", "lagged" with a number, a "gap", or the "end"."""
+"""What a read came to: a "value", "values", "lagged" with a number, "lost" with a reason, a "gap",
+or the "end"."""
+
+LOST: list[GapReason] = ["expired", "unreadable"]
 
 WAYS: dict[str, Callable[[Receiver[int], int | None], Awaitable[object]]] = {
     "recv": lambda receiver, _: receiver.recv(),
@@ -53,6 +57,11 @@ class Subscriber:
                     return ("gap", Gap("lagged", "orders", reigning, count))
                 case ("skipped", count):
                     return ("lagged", count)
+                case ("hole", str(reason)) if way == "events":
+                    reigning = self.reader.log.newest_mark(self.reader.position) or 0
+                    return ("gap", Gap(cast("GapReason", reason), "orders", reigning, 1))
+                case ("hole", reason):
+                    return ("lost", reason)
                 case ("mark", int(number)):
                     if number > 1:  # the first link is no gap
                         return ("gap", Gap("reconnected", "orders", number, None))
@@ -70,10 +79,7 @@ class Subscriber:
 
     def could_go_on(self, way: str, *, ended: bool) -> bool:
         """Whether a read of this kind would not have to wait now."""
-        log, reader = self.reader.log, self.reader
-        news = reader.position < len(log.sent)
-        told = way == "events" and len(log.marks) > max(reader.mark, 1)
-        return self.closed or ended or news or told
+        return self.closed or ended or self.reader.has_news(of_marks=way == "events")
 
 
 def answer(way: str, call: Callable[[], object]) -> Answer:
@@ -83,6 +89,9 @@ def answer(way: str, call: Callable[[], object]) -> Answer:
     except Lagged as lagged:
         assert way != "events"
         return ("lagged", lagged.skipped)
+    except PayloadLost as lost:
+        assert way != "events"
+        return ("lost", lost.reason)
     except Closed:
         assert way not in ("for", "events")
         return ("end", "")
@@ -101,8 +110,10 @@ class BroadcastMachine(RuleBasedStateMachine):
     def make(self, capacity: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.idle = 0
-        self.shared: Shared[int] = Shared(capacity, "orders", self.went_idle)
+        self.shared: Shared[Any] = Shared(capacity, "orders", self.went_idle)
         self.log = Log(capacity)
+        self.promises: dict[int, Placeholder] = {}
+        """All that there ever were, also those that are settled or overwritten."""
         self.closed = False
         self.subscribers: list[Subscriber] = []
         self.expected_idle = 0
@@ -125,15 +136,43 @@ class BroadcastMachine(RuleBasedStateMachine):
     # -- sending --
 
     @precondition(lambda self: not self.closed)
-    @rule(count=st.one_of(st.integers(0, 3), st.integers(0, 40)))
-    def publish(self, count: int) -> None:
+    @rule(count=st.one_of(st.integers(0, 3), st.integers(0, 40)), late=st.sets(st.integers(0, 40)))
+    def publish(self, count: int, late: set[int]) -> None:
+        """Values, of which some are not there yet."""
         first = len(self.log.sent)
-        values = list(range(first, first + count))
+        values: list[Any] = list(range(first, first + count))
         self.log.sent += values
-        reached = self.shared.publish(values, [0] * count)
+        placeholders = sorted(index for index in late if index < count)
+        for index in placeholders:
+            values[index] = self.promises[first + index] = Placeholder()
+            self.log.promised[first + index] = None
+        reached = self.shared.publish(values, [0] * count, placeholders)
         assert reached == len(self.receiving)
         if not reached:
             self.log.forgotten = len(self.log.sent)
+
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data(), lost=st.sampled_from([None, None, *LOST]))
+    def keep_or_break_a_promise(self, data: st.DataObject, lost: GapReason | None) -> None:
+        """In any order, at any time, also what is lost, settled, overwritten or cleared."""
+        recent = sorted(self.promises)[-5:]
+        position = data.draw(st.sampled_from(recent) | st.sampled_from(sorted(self.promises)))
+        self.settle(position, lost)
+
+    @precondition(lambda self: self.promises)
+    @rule(lost=st.sampled_from([None, None, *LOST]))
+    def keep_or_break_all_promises(self, lost: GapReason | None) -> None:
+        for position in self.promises:
+            if position in self.log.promised:
+                self.settle(position, lost)
+
+    def settle(self, position: int, lost: GapReason | None) -> None:
+        if lost is None:
+            self.shared.settle(position, position)
+            self.log.settle(position)
+        else:
+            self.shared.lose(self.promises[position], lost)
+            self.log.lose(position, lost)
 
     @precondition(lambda self: not self.closed)
     @rule()
@@ -144,6 +183,8 @@ class BroadcastMachine(RuleBasedStateMachine):
     @rule(really=st.sampled_from([False, False, False, True]))
     def close_channel(self, really: bool) -> None:
         if really:
+            if not self.closed:  # what is promised will not come any more
+                self.log.give_up("unreadable")
             self.shared.close()
             self.closed = True
 
@@ -323,6 +364,7 @@ class BroadcastMachine(RuleBasedStateMachine):
             one.waiting.clear()
         if hasattr(self, "loop"):
             assert len(self.shared.parking) == 0
+            self.keep_or_break_all_promises(None)
             for one in self.receiving:
                 self.drain(one)
                 assert one.reader.position == len(self.log.sent)

@@ -6,7 +6,7 @@ from bisect import bisect
 from itertools import pairwise
 
 from pgnotifybus import Closed, Gap, Notification
-from pgnotifybus.channels import Subscription
+from pgnotifybus.subscription import Subscription
 from simulation.server import SimulatedServer
 
 Item = Notification | Gap

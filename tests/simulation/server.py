@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from unittest import mock
 
 from pgnotifybus import PgNotifyBus, observe
 from pgnotifybus.errors import ConnectError, FatalLinkError, LinkLost
-from pgnotifybus.links.base import OnUndecodable, ServerError, Session, Sink
+from pgnotifybus.links.base import NOTIFY, OnUndecodable, Rows, ServerError, Session, Sink
 from pgnotifybus.links.inbox import Inbox
 
 T = TypeVar("T")
@@ -107,8 +107,8 @@ class SimulatedServer:
         self.links.append(link)
         return link
 
-    async def outlet(self, timeout: float) -> SimulatedLink:
-        return await self.connect("publisher", timeout)
+    async def outlet(self, part: str, timeout: float) -> SimulatedLink:
+        return await self.connect(part, timeout)
 
 
 class SimulatedLink:
@@ -213,11 +213,23 @@ class SimulatedLink:
             "INSPECT", lambda: Session(frozenset(self.listening), self._server.in_recovery)
         )
 
-    async def notify(self, channel: str, payload: str) -> None:
-        def run() -> None:
-            self._server.commit(channel)
+    async def execute(self, sql: str) -> None:
+        await self._statement(sql, lambda: None)
 
-        await self._statement(f"NOTIFY {channel}", run, mute=channel in self._server.mute)
+    async def fetch(self, sql: str, *parameters: str | None) -> Rows:
+        assert sql == NOTIFY, "the simulated server knows no other query"
+        channel = parameters[0]
+        assert channel is not None
+
+        def run() -> Rows:
+            self._server.commit(channel)
+            return [("",)]
+
+        return await self._statement(f"NOTIFY {channel}", run, mute=channel in self._server.mute)
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[SimulatedLink]:
+        yield self
 
     async def close(self) -> None:
         self._leaving = True

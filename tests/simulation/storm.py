@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pgnotifybus import Closed, observe, watch
-from pgnotifybus.channels import Subscription
 from pgnotifybus.errors import ListenRejected
+from pgnotifybus.subscription import Subscription
 from simulation.account import Account
 from simulation.server import Door, SimulatedServer, bus_on
 from simulation.virtual import EventLoop

@@ -9,8 +9,9 @@ import threading
 import pytest
 
 from pgnotifybus import Closed, Notification, PgNotifyBus, observe
-from pgnotifybus.channels import Channels, Subscription
+from pgnotifybus.channels import Channels
 from pgnotifybus.errors import ListenRejected
+from pgnotifybus.subscription import Subscription
 from simulation.server import SimulatedServer, bus_on
 from support.recorder import Recorder
 
@@ -242,9 +243,9 @@ def test_a_receiver_collected_in_another_thread_rings_the_supervisors_bell() -> 
     """Trap 14: the collector runs in any thread. On a real loop: async-solipsism has one thread."""
 
     async def main() -> None:
-        channels = Channels([], 1)
+        channels = Channels([], 1, lambda *_: None)
         bell = channels.bell()
-        task = asyncio.create_task(channels.listen("room"))
+        task = asyncio.create_task(channels.listen("room", Subscription))
         await asyncio.sleep(0)
         channels.begin()
         channels.acknowledge()

@@ -20,7 +20,7 @@ async def test_a_notification_is_committed_when_notify_returns() -> None:
         assert len(server.commits) == 1
         assert await receiver.recv() == "0"
         await asyncio.gather(*(bus.notify("orders") for _ in range(10)))
-        assert [link.part for link in server.links] == ["listener", "publisher"]
+        assert [link.part for link in server.links] == ["listener", "notifier"]
     assert not server.open_links()
 
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 
 from pgnotifybus import Gap, Notification, observe
-from pgnotifybus.channels import Subscription
 from pgnotifybus.errors import AuthenticationFailed, ConnectError, ListenRejected, ProbeTimeout
+from pgnotifybus.subscription import Subscription
 from simulation.server import SimulatedServer, bus_on
 from support.recorder import Recorder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -10,8 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 _TIMEOUT = 15.0  # seconds for whatever is waited for
 
@@ -79,6 +79,7 @@ class Program:
         """The next line of `out` or `err`, waited for."""
         line = self._lines[where].get(timeout=_TIMEOUT)
         if line is None:
+            self._lines[where].put(None)  # for `end`, which waits for it too
             raise AssertionError(f"{where} ended; stdout {self.out}, stderr {self.err}")
         (self.out if where == "out" else self.err).append(line)
         return line
@@ -93,6 +94,17 @@ class Program:
         """Wait until it says that it listens."""
         self.until(lambda line: "listening: generation" in line, "err")
         return self
+
+    def write(self, data: bytes) -> None:
+        """Write to its stdin, which must be a pipe."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def close_stdin(self) -> None:
+        """End its input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -116,18 +128,19 @@ class Program:
         threading.Thread(target=read, daemon=True).start()
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(
     *arguments: str,
     env: Mapping[str, str] | None = None,
     read_stdout: bool = True,
     argv: Sequence[str] | None = None,
+    stdin: int | IO[Any] = subprocess.DEVNULL,
 ) -> Iterator[Program]:
     """Start the program; at the end it is killed if it still runs."""
     process = subprocess.Popen(
         argv or command(*arguments),
         env=clean_environment(**(env or {})),
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -137,9 +150,10 @@ def running(
         if process.poll() is None:
             process.kill()
         process.wait(_TIMEOUT)
-        for pipe in (process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # for what it has not read
+                    pipe.close()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

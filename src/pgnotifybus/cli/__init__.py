@@ -1,4 +1,4 @@
-"""The command line: listen, notify and the demo. Layer: cli, the outermost.
+"""The command line: listen, notify, schema and the demo. Layer: cli, the outermost.
 
 ::
 
@@ -10,5 +10,11 @@
     render    one message or event as one line
     listen    pgnotifybus listen
     notify    pgnotifybus notify
+    stream    pgnotifybus notify CHANNEL -
+    stdin     what comes on stdin, without holding up the event loop
+    lines     from bytes to lines and their keys
+    sent      what has become of lines
+    progress  how far it is, on a terminal
+    schema    pgnotifybus schema
     demo      pgnotifybus demo
 """

@@ -15,8 +15,13 @@ from pgnotifybus._version import __version__
 from pgnotifybus.cli import dsn as dsns
 from pgnotifybus.cli import listen as listening
 from pgnotifybus.cli import notify as notifying
+from pgnotifybus.cli import schema as schemas
 from pgnotifybus.cli import secrecy
-from pgnotifybus.cli.outcomes import OK, USAGE, reported, say
+from pgnotifybus.cli import stream as streaming
+from pgnotifybus.cli.outcomes import OK, USAGE, UsageProblem, reported, say
+from pgnotifybus.cli.render import printable
+from pgnotifybus.cli.stdin import Stdin
+from pgnotifybus.core.names import SCHEMA
 from pgnotifybus.links.sources import Driver
 
 _EXIT_CODES = (
@@ -61,6 +66,25 @@ DriverOption = Annotated[
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the library's log on stderr.")
 ]
+SchemaOption = Annotated[
+    str,
+    typer.Option("--schema", metavar="NAME", help="The schema of the table for large payloads."),
+]
+RetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="How long payloads are kept: 90s, 15m, 1h, 7d. At first 1h, later what it was.",
+        show_default=False,
+    ),
+]
+LockTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        min=0.001, metavar="SECONDS", help="How long to wait for others that use the table."
+    ),
+]
+ResultOption = Annotated[bool, typer.Option("--json", help="Print what was done as a JSON object.")]
 
 
 def main() -> None:
@@ -132,6 +156,7 @@ def listen(
             min=0.0, metavar="SECONDS", help="End after so long; code 1 if --count is not reached."
         ),
     ] = None,
+    schema: SchemaOption = SCHEMA,
     dsn: DsnOption = None,
     driver: DriverOption = None,
     verbose: VerboseOption = False,
@@ -151,11 +176,15 @@ def listen(
     _log(verbose)
     with reported() as signals:
         notifying.checked_channels(channels)
+        schemas.checked_name(schema)
         with dsns.server(dsn) as place:
             dsns.connects(place, _driver(driver))
-            request = listening.Request(channels, _driver(driver), json, count, timeout)
+            request = listening.Request(channels, _driver(driver), json, count, timeout, schema)
             code = signals.run(listening.listen(place, request))
     raise typer.Exit(code)
+
+
+_LINES = "Lines of stdin"
 
 
 @app.command(epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
@@ -164,35 +193,205 @@ def notify(
     payload: Annotated[
         str,
         typer.Argument(
-            help="What to send, at most 7,999 bytes; - reads stdin, less one line end.",
+            help="What to send, at most 16 MiB; - sends each line of stdin.",
             show_default=False,
         ),
     ] = "",
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="With -, send all of stdin as one payload, less a line end."),
+    ] = False,
+    ephemeral: Annotated[
+        bool,
+        typer.Option(
+            "--ephemeral",
+            help="Do not wait for the server's disk where a payload goes through the table.",
+        ),
+    ] = False,
+    schema: SchemaOption = SCHEMA,
     json: Annotated[
         bool, typer.Option("--json", help="Print what was sent as a JSON object.")
     ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Of the lines that wait to be sent, only the newest is.",
+            show_default=False,
+            rich_help_panel=_LINES,
+        ),
+    ] = None,
+    key_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The same, of lines that have the same value in this field of their JSON object.",
+            show_default=False,
+            rich_help_panel=_LINES,
+        ),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Commit at most N lines together.", rich_help_panel=_LINES
+        ),
+    ] = 1000,
+    linger: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="How long a line may wait for others to be committed with.",
+            rich_help_panel=_LINES,
+        ),
+    ] = 0.01,
     dsn: DsnOption = None,
     driver: DriverOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Send one notification; when it returns, the server has committed it.
+    """Send one notification, or each line of stdin.
+
+    When it returns, the server has committed it. A payload of over 7,999 bytes is compressed; if
+    that is not enough, it needs the table that `pgnotifybus schema install` makes.
+
+    With `-` each line of stdin is sent as it comes, in order and many in one commit. A line ends
+    with LF or CRLF; an empty one is an empty payload. While the server is away, lines wait; a line
+    that cannot be sent ends it, and the error says which. A signal ends it once what was taken is
+    sent, or 3 seconds later; what has become of all lines is said then.
 
     `pgnotifybus notify orders 42`
 
-    `jq -c . order.json | pgnotifybus notify orders -`
+    `tail -f events.jsonl | pgnotifybus notify events -`
+
+    `jq -c . order.json | pgnotifybus notify orders - --whole`
     """
     _log(verbose)
     with reported() as signals:
         notifying.checked_channels([channel])
-        text = notifying.checked_payload(payload)
+        schemas.checked_name(schema)
+        lines = payload == notifying.STDIN and not whole
+        if not lines and (key is not None or key_field is not None):
+            raise UsageProblem("--key and --key-field are for lines: write - as PAYLOAD")
+        if whole and payload != notifying.STDIN:
+            raise UsageProblem("--whole is for stdin: write - as PAYLOAD")
+        if lines:
+            request = streaming.Request(
+                Stdin(),
+                channel,
+                schema,
+                streaming.settings(batch, linger, durable=not ephemeral),
+                streaming.keys(key, key_field),
+                json,
+                verbose,
+            )
+            with dsns.server(dsn) as place:
+                connector = dsns.connects(place, _driver(driver))
+                code = streaming.stream(connector, request, signals)
+            raise typer.Exit(code)
+        text = notifying.whole_stdin() if whole else payload
+        one = notifying.checked_message(channel, text)
         with dsns.server(dsn) as place:
             connector = dsns.connects(place, _driver(driver))
-            signals.run(notifying.notify(connector, channel, text))
-        size = len(text.encode())
+            signals.run(notifying.notify(connector, one, schema, durable=not ephemeral))
         if json:
-            typer.echo(json_format.dumps({"channel": channel, "bytes": size}))
+            typer.echo(json_format.dumps({"channel": channel, "bytes": one.size}))
         elif verbose:
-            say(f"sent {size} bytes to {channel}")
+            say(f"sent {one.size} bytes to {channel}")
+
+
+schema_commands = typer.Typer()
+app.add_typer(schema_commands, name="schema")
+
+
+@schema_commands.callback(invoke_without_command=True, epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+def _schema(context: typer.Context) -> None:
+    """Install, remove and tidy the table for payloads that are too large for a notification."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@schema_commands.command("install", epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+def _schema_install(
+    schema: SchemaOption = SCHEMA,
+    retention: RetentionOption = None,
+    lock_timeout: LockTimeoutOption = 2.0,
+    json: ResultOption = False,
+    dsn: DsnOption = None,
+    driver: DriverOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make the table, or change its retention; where all is as it should be, do nothing.
+
+    Needs the right to CREATE in the database, or the schema's owner.
+
+    `pgnotifybus schema install --retention 7d`
+    """
+    _log(verbose)
+    with reported() as signals:
+        kept = schemas.retention(retention)
+        schemas.sql(schema, kept)  # says what is wrong with them before a server is looked for
+        with dsns.server(dsn) as place:
+            connector = dsns.connects(place, _driver(driver))
+            where = schemas.Place(place, _driver(driver), schema)
+            work = schemas.install(where, connector, kept, lock_timeout)
+            _tell(signals.run(work), json)
+
+
+@schema_commands.command("sql", epilog=_EXIT_CODES)
+def _schema_sql(schema: SchemaOption = SCHEMA, retention: RetentionOption = None) -> None:
+    """Print what install runs, for migrations of your own; needs no server.
+
+    `pgnotifybus schema sql | psql --single-transaction`
+    """
+    with reported():
+        typer.echo(schemas.sql(schema, schemas.retention(retention)), nl=False)
+
+
+@schema_commands.command("remove", epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+def _schema_remove(
+    schema: SchemaOption = SCHEMA,
+    lock_timeout: LockTimeoutOption = 2.0,
+    json: ResultOption = False,
+    dsn: DsnOption = None,
+    driver: DriverOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Drop the table with all payloads in it, and the schema if nothing else is in that.
+
+    It asks nothing.
+    """
+    _log(verbose)
+    with reported() as signals:
+        schemas.checked_name(schema)
+        with dsns.server(dsn) as place:
+            connector = dsns.connects(place, _driver(driver))
+            where = schemas.Place(place, _driver(driver), schema)
+            _tell(signals.run(schemas.remove(where, connector, lock_timeout)), json)
+
+
+@schema_commands.command("prune", epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+def _schema_prune(
+    schema: SchemaOption = SCHEMA,
+    json: ResultOption = False,
+    dsn: DsnOption = None,
+    driver: DriverOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Delete the payloads whose retention is over.
+
+    Whoever listens to such payloads does it anyhow; this is for where nobody does.
+    """
+    _log(verbose)
+    with reported() as signals:
+        schemas.checked_name(schema)
+        with dsns.server(dsn) as place:
+            dsns.connects(place, _driver(driver))
+            where = schemas.Place(place, _driver(driver), schema)
+            _tell(signals.run(schemas.prune(where)), json)
+
+
+def _tell(done: schemas.Done, json: bool) -> None:
+    typer.echo(json_format.dumps(done.fields) if json else printable(done.said))
 
 
 @app.command(epilog=_EXIT_CODES)

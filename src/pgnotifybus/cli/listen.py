@@ -9,12 +9,13 @@ from typing import Any
 
 from pgnotifybus import observe
 from pgnotifybus.bus import PgNotifyBus
-from pgnotifybus.channels import Subscription
 from pgnotifybus.cli import render
 from pgnotifybus.cli.outcomes import FAILED, OK, say
 from pgnotifybus.cli.output import Output
+from pgnotifybus.core.names import SCHEMA
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.messages import Gap, Notification
+from pgnotifybus.subscription import Subscription
 
 # Much more than a burst has: only who stops reading our output lags.
 CAPACITY = 65_536
@@ -33,6 +34,8 @@ class Request:
     """How many messages end it; gaps do not count. None for no limit."""
     timeout: float | None = None
     """How many seconds of listening end it."""
+    schema: str = SCHEMA
+    """The schema of the table for large payloads."""
 
 
 async def listen(dsn: str, request: Request) -> int:
@@ -65,6 +68,7 @@ class _Listening:
             self._request.channels,
             capacity=CAPACITY,
             driver=self._request.driver,
+            schema=self._request.schema,
             observer=self._observe,
         )
         receivers = [rx for name in bus.channels() if (rx := bus.subscribe(name)) is not None]

@@ -2,61 +2,83 @@
 
 from __future__ import annotations
 
-import sys
-from typing import BinaryIO
-
-from pgnotifybus.cli.outcomes import UsageProblem
-from pgnotifybus.core.names import check_channel, check_payload
+from pgnotifybus.cli.outcomes import CommandFailed, UsageProblem
+from pgnotifybus.cli.stdin import Stdin
+from pgnotifybus.core.envelope import MAX_SPILLED_BYTES
+from pgnotifybus.core.names import check_channel
+from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import PayloadTooLarge
 from pgnotifybus.links.sources import Connector
-from pgnotifybus.publish import Publisher
+from pgnotifybus.publish.message import Message, message
+from pgnotifybus.publish.notifier import send
 
 STDIN = "-"
 
-_CONNECT_TIMEOUT = 10.0  # seconds
-_TIMEOUT = 10.0  # seconds that the server may take to commit
+CONNECT_TIMEOUT = 10.0  # seconds
+TIMEOUT = 10.0  # seconds that the server may take to commit
 
 
-async def notify(connector: Connector, channel: str, payload: str) -> None:
+async def notify(connector: Connector, one: Message, schema: str, *, durable: bool) -> None:
     """Send one notification over a connection of its own; when it returns, it is committed.
 
+    Args:
+        connector: Where to connect.
+        one: What to send.
+        schema: The schema of the spill table.
+        durable: Whether the commit waits for the disk.
+
     Raises:
+        CommandFailed: If it needs the spill table, which is not there or may not be written.
         ConnectError, FatalLinkError, LinkError: If it was not sent.
         LinkLost: If it is not known whether it was sent.
     """
-    publisher = Publisher(connector, connect_timeout=_CONNECT_TIMEOUT, timeout=_TIMEOUT)
+    side = SideLink(connector, part="notifier", connect_timeout=CONNECT_TIMEOUT, timeout=TIMEOUT)
     try:
-        await publisher.notify(channel, payload)
+        if not durable:
+            async with side.use() as runner:
+                await runner.execute("SET synchronous_commit = off")
+        await send(side, one, schema)
+    except PayloadTooLarge as error:
+        # It was asked for rightly: what is missing is in the database.
+        raise CommandFailed(str(error)) from error
     finally:
-        await publisher.close()
+        await side.close()
 
 
-def checked_payload(argument: str, stdin: BinaryIO | None = None) -> str:
-    """The payload to send: the argument, or all of stdin for `-`, less one line end.
-
-    Args:
-        argument: What the user wrote.
-        stdin: Where `-` reads from; None for the process's own.
+def checked_message(channel: str, payload: str) -> Message:
+    """The notification to send.
 
     Raises:
-        UsageProblem: If it cannot be sent; the message says why.
-        PayloadTooLarge: If it has over 7,999 bytes of UTF-8.
+        InvalidChannel, PayloadTooLarge, UsageProblem: If it cannot be sent anywhere.
     """
-    if argument == STDIN:
-        data = (stdin or sys.stdin.buffer).read()
-        try:
-            argument = data.decode()
-        except UnicodeDecodeError as error:
-            raise UsageProblem(
-                f"stdin is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}"
-            ) from None
-        argument = argument.removesuffix("\n")
     try:
-        return check_payload(argument)
+        return message(channel, payload)
     except PayloadTooLarge:
         raise
     except ValueError as error:
         raise UsageProblem(str(error)) from None
+
+
+def whole_stdin() -> str:
+    """All of stdin as one payload, less one line end.
+
+    Raises:
+        UsageProblem: If it is not UTF-8, or is over 16 MiB.
+        CommandFailed: If it cannot be read.
+    """
+    data = Stdin().whole(MAX_SPILLED_BYTES + len("\r\n"))
+    data = data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
+    if len(data) > MAX_SPILLED_BYTES:
+        raise UsageProblem(
+            f"stdin has over {MAX_SPILLED_BYTES} bytes, which is the limit: send a key and let "
+            "the receiver read it"
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageProblem(
+            f"stdin is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}"
+        ) from None
 
 
 def checked_channels(names: list[str]) -> list[str]:

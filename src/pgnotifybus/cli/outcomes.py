@@ -171,6 +171,8 @@ def reported() -> Iterator[Signals]:
 def say(text: str) -> None:
     """Write a line for people: to stderr, without what could disturb a terminal."""
     lines = [printable(line) for line in text.splitlines()] or [""]
+    if sys.stderr is None:  # closed at the start: print would take stdout instead
+        return
     # A closed stderr is no reason to fail: there is nobody to tell.
     with contextlib.suppress(OSError, ValueError):
         print("\n".join(lines), file=sys.stderr, flush=True)

@@ -50,6 +50,10 @@ class Plain:
                 return f"{channel}\t{printable(item.payload)}"
             case Gap(reason="lagged"):
                 return f"-- gap in {channel}: {item.skipped} skipped, the output was too slow"
+            case Gap(reason="expired"):
+                return f"-- gap in {channel}: a message whose payload is no longer in the table"
+            case Gap(reason="unreadable"):
+                return f"-- gap in {channel}: a message whose payload could not be fetched"
             case Gap():
                 return (
                     f"-- gap in {channel}: the connection was lost and made again "
@@ -79,12 +83,18 @@ class Json:
     def item(self, item: Notification | Gap) -> str:
         match item:
             case Notification():
+                stamp = {
+                    name: value
+                    for name in ("origin", "sent_at", "traceparent")
+                    if (value := getattr(item, name)) is not None
+                }
                 return _line(
                     type="notification",
                     channel=item.channel,
                     payload=item.payload,
                     pid=item.pid,
                     generation=item.generation,
+                    **stamp,
                 )
             case Gap():
                 return _line(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
-from pgnotifybus.errors import InvalidChannel, PayloadTooLarge
+from pgnotifybus.errors import InvalidChannel
 
 MAX_CHANNEL_BYTES: Final = 63
-"""NAMEDATALEN - 1. LISTEN would silently cut a longer name, and pg_notify would refuse it."""
+"""NAMEDATALEN - 1. LISTEN would silently cut a longer name, and pg_notify would refuse it. The same
+holds for every other name."""
 
 MAX_PAYLOAD_BYTES: Final = 7_999
 """BLCKSZ - NAMEDATALEN - 128 - 1: NOTIFY_PAYLOAD_MAX_LENGTH of async.c less the NUL."""
+
+
+SCHEMA: Final = "pgnotifybus"
+"""The schema of what the library keeps in the database, where nothing else is said."""
 
 
 def check_channel(name: object) -> str:
@@ -22,6 +28,12 @@ def check_channel(name: object) -> str:
     """
     if not isinstance(name, str):
         raise InvalidChannel(f"a channel name must be a str, not {type(name).__name__}")
+    _check_text(name)
+    return name
+
+
+@lru_cache(maxsize=1024)  # a publisher checks the same few names again and again
+def _check_text(name: str) -> None:
     if not name:
         raise InvalidChannel("a channel name must not be empty")
     if "\0" in name:
@@ -37,7 +49,6 @@ def check_channel(name: object) -> str:
             f"the channel name {name!r} has {size} bytes of UTF-8, PostgreSQL takes "
             f"{MAX_CHANNEL_BYTES} at the most"
         )
-    return name
 
 
 def check_channels(names: Iterable[object]) -> tuple[str, ...]:
@@ -52,27 +63,43 @@ def check_channels(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(check_channel(name) for name in names))
 
 
-def check_payload(payload: object) -> str:
-    """The payload itself, if it fits into one notification.
+def check_schema(name: str) -> str:
+    """The name itself, if PostgreSQL can have a schema of exactly this name.
+
+    Raises:
+        ValueError: If it cannot; the message says why.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # lone surrogates
+        size = 0
+    if not 1 <= size <= MAX_CHANNEL_BYTES or "\0" in name or name.startswith("pg_"):
+        raise ValueError(
+            f"a schema name must have 1 to {MAX_CHANNEL_BYTES} bytes of UTF-8, no NUL, and not "
+            f"begin with pg_, not {name!r}"
+        )
+    return name
+
+
+def payload_size(payload: object) -> int:
+    """How many bytes of UTF-8 a payload has, of any size, if PostgreSQL can store it at all.
 
     Raises:
         TypeError: If it is not a str.
         ValueError: If it has a NUL character or a lone surrogate, which PostgreSQL cannot store.
-        PayloadTooLarge: If it has over 7,999 bytes of UTF-8.
     """
     if not isinstance(payload, str):
         raise TypeError(f"a payload must be a str, not {type(payload).__name__}")
     if "\0" in payload:
         raise ValueError("a payload must not have a NUL character: PostgreSQL text cannot hold one")
+    if payload.isascii():
+        return len(payload)
     try:
-        size = len(payload.encode())
+        return len(payload.encode())
     except UnicodeEncodeError as error:
         raise ValueError(
             f"the payload has a lone surrogate at index {error.start} and cannot be sent as UTF-8"
         ) from None
-    if size > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(size, MAX_PAYLOAD_BYTES)
-    return payload
 
 
 def quote(name: str) -> str:

@@ -22,14 +22,18 @@ There are therefore never more marks than values, plus one.
 
 Each value may carry a *label*, a second column for what belongs to a value but is not read on the
 fast path (the PID of a notification's sender).
+
+A *placeholder* stands where a value has been promised and is not there yet: nobody reads past it
+until it is settled, or known to be lost. It is overwritten like any other value.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -67,6 +71,23 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Hole(Skipped):
+    """The outcome of reading a value that was promised and is lost: it counts as skipped."""
+
+    reason: str
+
+
+class Placeholder:
+    """Stands in the ring for a value that is not there yet."""
+
+    __slots__ = ("lost",)
+
+    def __init__(self) -> None:
+        self.lost: str | None = None
+        """Why the value will never come; None as long as it may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mark(Generic[M]):
     """A mark in front of the value at `position`; `number` only grows."""
 
@@ -79,7 +100,7 @@ class Entry(NamedTuple, Generic[T, M]):
     """One value with what belongs to it."""
 
     value: T
-    label: int | None
+    label: Any
     mark: M | None
     """What the newest mark in front of the value says; None if there never was one."""
 
@@ -94,6 +115,7 @@ class Ring(Generic[T, M]):
         "base",
         "capacity",
         "marks_made",
+        "placeholders",
         "tail",
         "values",
     )
@@ -116,11 +138,13 @@ class Ring(Generic[T, M]):
         self.capacity = capacity
         self.tail = 0
         self.values: list[T] = []
-        self._labels: list[int] = []
+        self._labels: list[Any] = []
         self.base = 0  # the position of values[0]
         self._limit = capacity + max(capacity // _SLACK_DIVISOR, _SLACK_MINIMUM)
         self._marks: list[Mark[M]] = []
         self.marks_made = 0
+        self.placeholders: list[int] = []
+        """The positions of all placeholders that are kept, in their order."""
 
     @property
     def oldest(self) -> int:
@@ -129,18 +153,36 @@ class Ring(Generic[T, M]):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def extend(self, values: Sequence[T], labels: Sequence[int] = ()) -> None:
+    def extend(
+        self, values: Sequence[T], labels: Sequence[Any] = (), placeholders: Sequence[int] = ()
+    ) -> None:
         """Add values behind all others, in their order.
 
         Args:
             values: What to add.
             labels: One for each value. A ring either always gets labels or never.
+            placeholders: Which of the values are placeholders, as rising indices.
         """
+        self.placeholders.extend(self.tail + index for index in placeholders)
         self.values.extend(values)
         self._labels.extend(labels)
         self.tail += len(values)
         if len(self.values) > self._limit:
             self._trim()
+
+    def settle(self, position: int, value: T) -> None:
+        """Put a value where its placeholder stands, unless that has been overwritten."""
+        index = bisect_left(self.placeholders, position)
+        if index < len(self.placeholders) and self.placeholders[index] == position:
+            del self.placeholders[index]
+            self.values[position - self.base] = value
+
+    def give_up(self, reason: str) -> None:
+        """Hold every value that was promised and is not there to be lost."""
+        for position in self.placeholders:
+            value = self.values[position - self.base]
+            if isinstance(value, Placeholder) and value.lost is None:
+                value.lost = reason
 
     def mark(self, content: M) -> None:
         """Set a mark behind the newest value and in front of the next one."""
@@ -153,6 +195,7 @@ class Ring(Generic[T, M]):
     def clear(self) -> None:
         """Forget all values; positions go on from where they are, and the newest mark stays."""
         self.base = self.tail
+        self.placeholders.clear()
         self._labels.clear()
         self.values.clear()  # last: a value's finalizer may use this ring
         self._fold_marks()
@@ -160,6 +203,7 @@ class Ring(Generic[T, M]):
     def _trim(self) -> None:
         surplus = len(self.values) - self.capacity
         self.base += surplus
+        del self.placeholders[: bisect_left(self.placeholders, self.base)]
         del self._labels[:surplus]
         del self.values[:surplus]  # last, as in clear
         self._fold_marks()
@@ -192,7 +236,8 @@ class Ring(Generic[T, M]):
         """The value at the cursor, which moves on; marks in front of it are passed over.
 
         A cursor that was overrun moves to the oldest value kept instead, and the outcome is
-        `Skipped`; one that has read everything stays, and the outcome is `NOTHING`.
+        `Skipped`; one that has read everything, or stands at a placeholder, stays, and the outcome
+        is `NOTHING`. One that stands at a value that is lost moves on, and the outcome is a `Hole`.
         """
         position = cursor.position
         behind = self.tail - position
@@ -201,6 +246,8 @@ class Ring(Generic[T, M]):
         if behind > self.capacity or position < self.base:
             return self._overrun(cursor)
         value = self.values[position - self.base]
+        if self.placeholders and isinstance(value, Placeholder):
+            return self._not_there(cursor, value)
         cursor.position = position + 1
         if cursor.mark != self.marks_made:
             self._pass_marks(cursor)
@@ -215,6 +262,15 @@ class Ring(Generic[T, M]):
         if behind > self.capacity or position < self.base:
             return self._overrun(cursor)
         start = position - self.base
+        if self.placeholders:
+            next_one = bisect_left(self.placeholders, position)
+            if next_one < len(self.placeholders):
+                room = self.placeholders[next_one] - position
+                if not room:
+                    value = self.values[start]
+                    assert isinstance(value, Placeholder)
+                    return self._not_there(cursor, value)
+                limit = room if limit is None else min(limit, room)
         values = self.values[start : None if limit is None else start + limit]
         cursor.position = position + len(values)
         if cursor.mark != self.marks_made:
@@ -241,9 +297,12 @@ class Ring(Generic[T, M]):
                 content = mark.content
         if position == self.tail:
             return NOTHING
-        cursor.position = position + 1
         index = position - self.base
-        return Entry(self.values[index], self._labels[index] if self._labels else None, content)
+        value = self.values[index]
+        if self.placeholders and isinstance(value, Placeholder):
+            return self._not_there(cursor, value)
+        cursor.position = position + 1
+        return Entry(value, self._labels[index] if self._labels else None, content)
 
     def mark_before(self, cursor: Cursor) -> M | None:
         """What the newest mark in front of the cursor says, of those still kept."""
@@ -253,6 +312,14 @@ class Ring(Generic[T, M]):
                 break
             content = mark.content
         return content
+
+    def _not_there(self, cursor: Cursor, placeholder: Placeholder) -> Hole | Nothing:
+        if placeholder.lost is None:
+            return NOTHING
+        cursor.position += 1
+        if cursor.mark != self.marks_made:
+            self._pass_marks(cursor)
+        return Hole(1, placeholder.lost)
 
     def _overrun(self, cursor: Cursor) -> Skipped:
         skipped = self.oldest - cursor.position

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -115,8 +115,15 @@ class AsyncpgLink:
         rows = await self._run("fetch", base.INSPECT_SESSION)
         return base.session_from_rows(rows)
 
-    async def notify(self, channel: str, payload: str) -> None:
-        await self._run("execute", base.NOTIFY, channel, payload)
+    async def execute(self, sql: str) -> None:
+        await self._run("execute", sql)
+
+    async def fetch(self, sql: str, *parameters: str | None) -> base.Rows:
+        return [tuple(row) for row in await self._run("fetch", sql, *parameters)]
+
+    @contextlib.asynccontextmanager
+    async def lend(self) -> AsyncIterator[base.Runner]:
+        yield self
 
     async def close(self) -> None:
         if not self.lost.done():
@@ -145,7 +152,7 @@ class AsyncpgLink:
         try:
             answer = await getattr(self._connection, method)(*args)
         except asyncpg.PostgresError as error:
-            if not self._connection.is_closed():
+            if not _ends_session(self._connection, error):
                 self.heard_at = self._loop.time()
                 raise base.ServerError(str(error), error.sqlstate) from error
             raise self._lose(LinkLost(str(error)), error) from error
@@ -182,7 +189,7 @@ class AsyncpgLink:
 
 
 class PoolOutlet:
-    """A `base.Outlet` that borrows a connection of a pool for each notification."""
+    """A `base.Outlet` that borrows a connection of a pool each time."""
 
     def __init__(self, pool: Any, where: str, timeout: float) -> None:
         """Borrow nothing yet.
@@ -197,7 +204,8 @@ class PoolOutlet:
         self._where = where
         self.borrow_seconds = timeout
 
-    async def notify(self, channel: str, payload: str) -> None:
+    @contextlib.asynccontextmanager
+    async def lend(self) -> AsyncIterator[base.Runner]:
         try:
             connection = await self._pool.acquire(timeout=self.borrow_seconds)
         except _CONNECT_ERRORS as error:
@@ -208,17 +216,13 @@ class PoolOutlet:
             ) from error
         good = False
         try:
-            await connection.execute(base.NOTIFY, channel, payload)
+            yield _Borrowed(connection)
             good = True
-        except asyncpg.PostgresError as error:
-            good = not connection.is_closed()
-            if good:
-                raise base.ServerError(str(error), error.sqlstate) from error
-            raise LinkLost(str(error)) from error
-        except _CONNECT_ERRORS as error:
-            raise LinkLost(str(error) or type(error).__name__) from error
+        except base.HARMLESS:
+            good = True
+            raise
         finally:
-            # How giving it back goes changes nothing about what was sent; and a connection in the
+            # How giving it back goes changes nothing about what was done; and a connection in the
             # middle of a statement would have to be waited for.
             with contextlib.suppress(Exception):
                 if not good:
@@ -230,3 +234,34 @@ class PoolOutlet:
 
     def abort(self) -> None:
         """Nothing is kept."""
+
+
+class _Borrowed:
+    """A `base.Runner` over a connection that a pool has lent."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def execute(self, sql: str) -> None:
+        await self._run("execute", sql)
+
+    async def fetch(self, sql: str, *parameters: str | None) -> base.Rows:
+        return [tuple(row) for row in await self._run("fetch", sql, *parameters)]
+
+    async def _run(self, method: str, *args: object) -> Any:
+        try:
+            return await getattr(self._connection, method)(*args)
+        except asyncpg.PostgresError as error:
+            if not _ends_session(self._connection, error):
+                raise base.ServerError(str(error), error.sqlstate) from error
+            raise LinkLost(str(error)) from error
+        except _CONNECT_ERRORS as error:
+            raise LinkLost(str(error) or type(error).__name__) from error
+
+
+def _ends_session(connection: Any, error: asyncpg.PostgresError) -> bool:
+    severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
+    try:
+        return base.ends_session(severity, error.sqlstate) or connection.is_closed()
+    except asyncpg.InterfaceError:  # its pool has it back already, as it has when one breaks
+        return True

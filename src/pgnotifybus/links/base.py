@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from pgnotifybus.core.names import quote
-from pgnotifybus.errors import LinkLost
+from pgnotifybus.errors import LinkLost, PayloadTooLarge
 
 Driver = Literal["psycopg", "asyncpg"]
 
@@ -26,12 +27,22 @@ OnUndecodable = Callable[[str, int], None]
 """Told a channel, and how many payloads on it were not UTF-8."""
 
 
+Rows = list[tuple[str | None, ...]]
+"""What a query answered, as text: queries cast their columns, so that drivers do not differ."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What the server says about our session."""
 
     channels: frozenset[str]
     in_recovery: bool
+
+
+# By class: what is not supported, data, constraints, syntax and rights, and errors of the server
+# itself. All else may pass: a full notification queue, a restart, a standby, a disk without space.
+# Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_FOR_GOOD: Final = ("0A", "22", "23", "42", "XX")
 
 
 class ServerError(Exception):
@@ -42,16 +53,52 @@ class ServerError(Exception):
         self.message = message
         self.sqlstate = sqlstate
 
+    @property
+    def for_good(self) -> bool:
+        """Whether the same statement would be refused again, however long one waits."""
+        return (self.sqlstate or "").startswith(_FOR_GOOD)
+
     def __str__(self) -> str:
         return f"{self.message} (SQLSTATE {self.sqlstate})" if self.sqlstate else self.message
 
 
-class Outlet(Protocol):
-    """Something that sends notifications, one at a time.
+def ends_session(severity: str | None, sqlstate: str | None) -> bool:
+    """Whether an error says that the session is over, and not that a statement was refused.
 
-    It raises `ServerError` if the server refuses, which leaves it as good as before, `LinkLost` if
-    the connection went while sending, and `ConnectError` if there was none.
+    Class 08 is what a pooler answers whose own connection to the server has broken, and an error
+    without a state is the driver's own: in both cases, what became of the statement is not known.
+
+    Args:
+        severity: The severity, not localized; None if there is none.
+        sqlstate: The SQLSTATE; None if there is none.
     """
+    return severity in ("FATAL", "PANIC") or sqlstate is None or sqlstate.startswith("08")
+
+
+class Runner(Protocol):
+    """A session that runs statements, one at a time.
+
+    Every statement raises `ServerError` if the server refuses it, which leaves the session as good
+    as before, and `LinkLost` if the connection is gone. None of them has a deadline of its own: the
+    caller knows how long is too long.
+    """
+
+    async def execute(self, sql: str) -> None:
+        """Run one or more statements without parameters, in one round trip."""
+
+    async def fetch(self, sql: str, *parameters: str | None) -> Rows:
+        """Run one statement with parameters `$1`, `$2`, ..., and return its rows.
+
+        Every column of its answer, and every parameter, must be text.
+        """
+
+
+HARMLESS: Final = (ServerError, PayloadTooLarge)
+"""What may be raised over a connection that is as good as before."""
+
+
+class Outlet(Protocol):
+    """Something to run statements over, beside the listener's link."""
 
     @property
     def lost(self) -> asyncio.Future[LinkLost]:
@@ -59,10 +106,17 @@ class Outlet(Protocol):
 
     @property
     def borrow_seconds(self) -> float:
-        """How long `notify` may wait for a connection before it sends anything."""
+        """How long `lend` may wait for a connection."""
 
-    async def notify(self, channel: str, payload: str) -> None:
-        """Send one notification and wait for its commit."""
+    def lend(self) -> AbstractAsyncContextManager[Runner]:
+        """A session for as long as the context lasts; one at a time.
+
+        An exception in there costs the session, as nobody knows what state it is in; but for
+        `HARMLESS`, of which the caller has seen to the transaction.
+
+        Raises:
+            ConnectError, FatalLinkError: If there is no connection.
+        """
 
     async def close(self) -> None:
         """End the connection politely, within about a second. Twice is harmless."""
@@ -71,12 +125,10 @@ class Outlet(Protocol):
         """Drop the connection at once, without a word to the server. Twice is harmless."""
 
 
-class Link(Outlet, Protocol):
-    """One dedicated connection. Statements must be issued one at a time.
+class Link(Runner, Outlet, Protocol):
+    """One dedicated connection.
 
-    Every statement raises `ServerError` if the server refuses it and `LinkLost` if the connection
-    is gone. None of them has a deadline of its own: the caller knows how long is too long. A
-    statement that was cancelled leaves the link unusable: abort it.
+    A statement that was cancelled leaves the link unusable: abort it.
     """
 
     @property
@@ -136,8 +188,8 @@ class Connector(Protocol):
         Cancel safety: no connection is left behind.
         """
 
-    async def outlet(self, timeout: float) -> Outlet:
-        """Something to send notifications with; otherwise as `connect`."""
+    async def outlet(self, part: str, timeout: float) -> Outlet:
+        """Something to run other statements over; otherwise as `connect`."""
 
 
 # -- what a listener's session must look like -----------------------------------------------------

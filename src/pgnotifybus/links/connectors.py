@@ -35,8 +35,8 @@ class OwnConnections:
     async def connect(self, part: str, timeout: float) -> Link:
         raise NotImplementedError
 
-    async def outlet(self, timeout: float) -> Outlet:
-        return await self.connect("publisher", timeout)
+    async def outlet(self, part: str, timeout: float) -> Outlet:
+        return await self.connect(part, timeout)
 
 
 # -- DSN ------------------------------------------------------------------------------------------
@@ -171,7 +171,6 @@ class AsyncpgPool:
         return "the asyncpg pool's server"
 
     async def connect(self, part: str, timeout: float) -> Link:
-
         if self._pool.get_max_size() < 2:
             raise PoolTooSmall(
                 "the asyncpg pool has max_size=1 and the bus would keep that one connection for "
@@ -190,7 +189,7 @@ class AsyncpgPool:
 
         return await _asyncpg_link(connection, part, timeout, release)
 
-    async def outlet(self, timeout: float) -> Outlet:
+    async def outlet(self, part: str, timeout: float) -> Outlet:
         from pgnotifybus.links.asyncpg import PoolOutlet
 
         return PoolOutlet(self._pool, self.describe(), timeout)

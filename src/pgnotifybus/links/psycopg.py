@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import psycopg
 from psycopg import pq
@@ -21,8 +21,6 @@ from psycopg import pq
 from pgnotifybus.errors import LinkLost
 from pgnotifybus.links import base
 from pgnotifybus.links.inbox import Inbox
-
-Rows = list[tuple[str | None, ...]]
 
 # Rounds of reading in one turn of the loop, and how many messages a round must bring to be followed
 # by another: what comes together is handed on together, and a single message costs no more than one
@@ -58,7 +56,7 @@ class PsycopgLink:
         self._fd = self._pgconn.socket
         self._inbox = Inbox()
         self._reading_due = False
-        self._statement: asyncio.Future[Rows] | None = None
+        self._statement: asyncio.Future[base.Rows] | None = None
         self._results: list[pq.abc.PGresult] = []
         self._last_words: str | None = None
         self.pid = self._pgconn.backend_pid
@@ -108,8 +106,15 @@ class PsycopgLink:
     async def inspect(self) -> base.Session:
         return base.session_from_rows(await self._query(base.INSPECT_SESSION))
 
-    async def notify(self, channel: str, payload: str) -> None:
-        await self._query(base.NOTIFY, [channel.encode(), payload.encode()])
+    async def execute(self, sql: str) -> None:
+        await self._query(sql)
+
+    async def fetch(self, sql: str, *parameters: str | None) -> base.Rows:
+        return await self._query(sql, [None if p is None else p.encode() for p in parameters])
+
+    @contextlib.asynccontextmanager
+    async def lend(self) -> AsyncIterator[base.Runner]:
+        yield self
 
     async def close(self) -> None:
         # Unlike asyncpg, libpq says goodbye without waiting for an answer.
@@ -123,13 +128,13 @@ class PsycopgLink:
 
     # -- statements -------------------------------------------------------------------------------
 
-    async def _query(self, sql: str, parameters: Sequence[bytes] | None = None) -> Rows:
+    async def _query(self, sql: str, parameters: Sequence[bytes | None] | None = None) -> base.Rows:
         """Run one query, or several without parameters; the rows of the last one."""
         if self.lost.done():
             raise self.lost.result()
         if self._statement is not None:
             raise RuntimeError("a link runs one statement at a time")
-        statement: asyncio.Future[Rows] = self._loop.create_future()
+        statement: asyncio.Future[base.Rows] = self._loop.create_future()
         self._statement = statement
         try:
             if parameters is None:
@@ -172,12 +177,7 @@ class PsycopgLink:
             return
         for failed in results:
             if failed.status == pq.ExecStatus.FATAL_ERROR:
-                statement.set_exception(
-                    base.ServerError(
-                        _field(failed, pq.DiagnosticField.MESSAGE_PRIMARY) or "unknown error",
-                        _field(failed, pq.DiagnosticField.SQLSTATE),
-                    )
-                )
+                statement.set_exception(_failure(failed))
                 return
         statement.set_result(_rows(results[-1]) if results else [])
 
@@ -279,12 +279,22 @@ def _decode(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
+def _failure(result: pq.abc.PGresult) -> base.ServerError | LinkLost:
+    message = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
+    severity = _field(result, pq.DiagnosticField.SEVERITY_NONLOCALIZED)
+    sqlstate = _field(result, pq.DiagnosticField.SQLSTATE)
+    if base.ends_session(severity, sqlstate):
+        # The link itself is lost when the end of the connection is read, behind what came before.
+        return LinkLost(message or " ".join(result.error_message.decode().split()))
+    return base.ServerError(message or "unknown error", sqlstate)
+
+
 def _field(result: pq.abc.PGresult, field: pq.DiagnosticField) -> str | None:
     value = result.error_field(field)
     return value.decode("utf-8", "replace") if value is not None else None
 
 
-def _rows(result: pq.abc.PGresult) -> Rows:
+def _rows(result: pq.abc.PGresult) -> base.Rows:
     return [
         tuple(
             _decode(bytes(value)) if (value := result.get_value(row, column)) is not None else None

@@ -32,11 +32,28 @@ def test_json_is_one_ascii_line_that_gives_the_payload_back(channel: str, payloa
     assert (back["channel"], back["payload"]) == (channel, payload)
 
 
-@pytest.mark.parametrize("gap", [Gap("lagged", "a\tb", 1, 3), Gap("reconnected", "a\tb", 2, None)])
-def test_a_gap_has_no_tab(gap: Gap) -> None:
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        (Gap("lagged", "a\tb", 1, 3), "3 skipped"),
+        (Gap("reconnected", "a\tb", 2, None), "the connection was lost and made again"),
+        (Gap("expired", "a\tb", 1, 1), "no longer in the table"),
+        (Gap("unreadable", "a\tb", 1, 1), "could not be fetched"),
+    ],
+)
+def test_a_gap_has_no_tab_and_says_what_is_missing(gap: Gap, said: str) -> None:
     line = Plain().item(gap)
     assert line.startswith("-- ")
     assert "\t" not in line
+    assert said in line
+
+
+def test_what_an_envelope_says_is_shown_as_json() -> None:
+    plain = json.loads(Json().item(Notification("a", "1", 7, 2)))
+    assert plain.keys() == {"type", "channel", "payload", "pid", "generation"}
+    stamped = json.loads(Json().item(Notification("a", "1", 7, 2, "us", 1.5, None)))
+    assert (stamped["origin"], stamped["sent_at"]) == ("us", 1.5)
+    assert "traceparent" not in stamped
 
 
 def test_what_is_harmless_stays_as_it_is() -> None:

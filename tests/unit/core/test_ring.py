@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from pgnotifybus.core.ring import NOTHING, Cursor, Entry, Mark, Ring, Skipped
+from pgnotifybus.core.ring import (
+    NOTHING,
+    Cursor,
+    Entry,
+    Hole,
+    Mark,
+    Nothing,
+    Placeholder,
+    Ring,
+    Skipped,
+)
 
 
 def ring_with(capacity: int, count: int = 0) -> tuple[Ring[int, str], Cursor]:
@@ -190,7 +201,7 @@ def test_a_value_may_use_the_ring_while_the_ring_lets_go_of_it(let_go: str) -> N
 # -- marks ----------------------------------------------------------------------------------------
 
 
-def events(ring: Ring[int, str], cursor: Cursor) -> list[object]:
+def events(ring: Ring[Any, str], cursor: Cursor) -> list[object]:
     """All events from the cursor on, in a short form."""
     found: list[object] = []
     while (event := ring.take_event(cursor)) is not NOTHING:
@@ -331,3 +342,304 @@ def test_the_labels_stay_with_their_values_over_a_cut() -> None:
         ring.extend((number,), (number + 1000,))
     assert ring.take_event(cursor) == Skipped(197)
     assert ring.take_event(cursor) == Entry(197, 1197, None)
+
+
+# -- placeholders ---------------------------------------------------------------------------------
+
+
+def ring_of(capacity: int, *values: Any) -> tuple[Ring[Any, str], Cursor]:
+    """A ring with these values, of which some may be placeholders, and a cursor at its start."""
+    ring: Ring[Any, str] = Ring(capacity)
+    cursor = ring.cursor()
+    promised = [index for index, value in enumerate(values) if isinstance(value, Placeholder)]
+    ring.extend(values, (), promised)
+    return ring, cursor
+
+
+READS: dict[str, Callable[[Ring[Any, str], Cursor], object]] = {
+    "take": lambda ring, cursor: ring.take(cursor),
+    "take_many": lambda ring, cursor: ring.take_many(cursor, 1),
+    "take_event": lambda ring, cursor: ring.take_event(cursor),
+}
+
+every_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
+
+
+def value_of(outcome: object) -> object:
+    """The one value that was read, however."""
+    match outcome:
+        case Entry(value):
+            return value
+        case [value]:
+            return value
+        case _:
+            return outcome
+
+
+@every_read
+def test_nobody_reads_past_a_value_that_is_not_there_yet(
+    read: Callable[[Ring[Any, str], Cursor], object],
+) -> None:
+    """Invariant 1: what came behind it must not be handed out before it."""
+    ring, cursor = ring_of(8, "a", Placeholder(), "c")
+    assert value_of(read(ring, cursor)) == "a"
+    for _ in range(2):
+        assert read(ring, cursor) is NOTHING
+    ring.extend(("d",))
+    assert read(ring, cursor) is NOTHING
+    assert cursor.position == 1
+    ring.settle(1, "b")
+    assert [value_of(read(ring, cursor)) for _ in range(4)] == ["b", "c", "d", NOTHING]
+
+
+@every_read
+def test_a_value_that_is_lost_is_one_that_was_skipped(
+    read: Callable[[Ring[Any, str], Cursor], object],
+) -> None:
+    placeholder = Placeholder()
+    ring, cursor = ring_of(8, placeholder, "b")
+    placeholder.lost = "expired"
+    assert read(ring, cursor) == Hole(1, "expired")
+    assert value_of(read(ring, cursor)) == "b"
+    assert read(ring, cursor) is NOTHING
+
+
+def test_a_hole_is_told_from_a_lag() -> None:
+    hole = Hole(1, "expired")
+    assert isinstance(hole, Skipped)
+    assert hole != Skipped(1)
+
+
+@every_read
+def test_values_may_be_settled_in_any_order_and_are_read_in_theirs(
+    read: Callable[[Ring[Any, str], Cursor], object],
+) -> None:
+    first, second = Placeholder(), Placeholder()
+    ring, cursor = ring_of(8, first, "b", second, "d")
+    ring.settle(2, "c")
+    assert read(ring, cursor) is NOTHING
+    first.lost = "unreadable"
+    assert read(ring, cursor) == Hole(1, "unreadable")
+    assert [value_of(read(ring, cursor)) for _ in range(3)] == ["b", "c", "d"]
+
+
+def test_a_batch_ends_in_front_of_a_value_that_is_not_there() -> None:
+    placeholder = Placeholder()
+    ring, cursor = ring_of(8, "a", "b", placeholder, "d", "e")
+    assert ring.take_many(cursor, 1) == ["a"]
+    assert ring.take_many(cursor, 5) == ["b"]
+    assert ring.take_many(cursor) is NOTHING
+    placeholder.lost = "expired"
+    assert ring.take_many(cursor) == Hole(1, "expired")
+    assert ring.take_many(cursor) == ["d", "e"]
+
+
+def test_a_batch_is_not_cut_by_placeholders_that_are_behind_the_reader() -> None:
+    """What is lost stays in the ring, for slower readers, until it is overwritten."""
+    lost = Placeholder()
+    ring, slow = ring_of(8, lost, "b")
+    lost.lost = "expired"
+    quick = ring.cursor()
+    ring.extend(("c", "d"))
+    assert ring.take_many(quick) == ["c", "d"]
+    assert ring.take_many(slow) == Hole(1, "expired")
+    assert ring.take_many(slow) == ["b", "c", "d"]
+
+
+def test_a_value_that_is_promised_counts_as_unread() -> None:
+    ring, cursor = ring_of(3, "a", Placeholder())
+    assert ring.unread(cursor) == 2
+    ring.take(cursor)
+    assert ring.unread(cursor) == 1
+    ring.settle(1, "b")
+    assert ring.unread(cursor) == 1
+    ring.take(cursor)
+    assert ring.unread(cursor) == 0
+
+
+@every_read
+@pytest.mark.parametrize("became", ["nothing", "settled", "lost"])
+def test_a_lag_over_placeholders_counts_each_of_them_once(
+    read: Callable[[Ring[Any, str], Cursor], object], became: str
+) -> None:
+    """Trap 13: whatever has become of them, they are overwritten like any other value."""
+    lost = Placeholder()
+    ring, cursor = ring_of(3, "a", lost, Placeholder(), "d")
+    if became == "settled":
+        ring.settle(1, "b")
+        ring.settle(2, "c")
+    if became == "lost":
+        lost.lost = "expired"
+    ring.extend(("e", "f"))
+    assert read(ring, cursor) == Skipped(3)
+    assert [value_of(read(ring, cursor)) for _ in range(4)] == ["d", "e", "f", NOTHING]
+
+
+@pytest.mark.parametrize("sent", [3, 4, 100])
+def test_what_is_settled_too_late_overwrites_nothing(sent: int) -> None:
+    """Both while the list still has it and after the list was cut."""
+    ring, cursor = ring_of(3, "a", Placeholder())
+    ring.extend(range(sent))
+    ring.settle(1, "late")
+    expected = list(range(sent))[-3:]
+    assert ring.take(cursor) == Skipped(sent - 1)
+    assert ring.take_many(cursor) == expected
+
+
+def test_only_a_placeholder_is_settled_and_only_once() -> None:
+    ring, cursor = ring_of(8, "a", Placeholder(), Placeholder())
+    for position in (-1, 0, 3, 99):
+        ring.settle(position, "wrong")
+    ring.settle(2, "c")
+    ring.settle(2, "again")
+    ring.settle(1, "b")
+    assert ring.take_many(cursor) == ["a", "b", "c"]
+
+
+def test_a_placeholder_in_a_later_ring_length_is_found() -> None:
+    """Its position is not its place in the list."""
+    ring, cursor = ring_of(3)
+    for number in range(100):
+        ring.extend((number, Placeholder()), (), (1,))
+    for position in (195, 197, 199):
+        ring.settle(position, f"at {position}")
+    assert ring.take(cursor) == Skipped(197)
+    assert ring.take_many(cursor) == ["at 197", 99, "at 199"]
+
+
+def test_clear_forgets_what_was_promised() -> None:
+    ring, late = ring_of(8, "a", Placeholder())
+    ring.clear()
+    cursor = ring.cursor()
+    ring.extend(("b", Placeholder()), (), (1,))
+    ring.settle(1, "too late")
+    assert ring.take(cursor) == "b"
+    assert ring.take(cursor) is NOTHING
+    ring.settle(3, "c")
+    assert ring.take(cursor) == "c"
+    assert ring.take(late) == Skipped(2)
+
+
+def test_what_is_overwritten_as_it_comes_leaves_no_promise() -> None:
+    ring, cursor = ring_of(2, *(Placeholder() for _ in range(100)))
+    assert ring.placeholders == [98, 99]
+    assert ring.take(cursor) == Skipped(98)
+    ring.clear()
+    assert ring.placeholders == []
+
+
+def test_giving_up_loses_what_is_not_there_and_nothing_else() -> None:
+    lost, open_one = Placeholder(), Placeholder()
+    ring, cursor = ring_of(8, "a", lost, Placeholder(), open_one, "e")
+    lost.lost = "expired"
+    ring.settle(2, "c")
+    ring.give_up("unreadable")
+    found = [ring.take(cursor) for _ in range(5)]
+    assert found == ["a", Hole(1, "expired"), "c", Hole(1, "unreadable"), "e"]
+
+
+def test_a_value_may_still_come_for_those_who_have_not_read_that_it_is_lost() -> None:
+    placeholder = Placeholder()
+    ring, quick = ring_of(8, placeholder)
+    slow = Cursor(0, 0)
+    placeholder.lost = "unreadable"
+    assert ring.take(quick) == Hole(1, "unreadable")
+    ring.settle(0, "after all")
+    assert ring.take(slow) == "after all"
+    assert ring.take(quick) is NOTHING
+
+
+def test_old_placeholders_are_let_go() -> None:
+    """The bound of memory, also for what never came."""
+    ring: Ring[Any, str] = Ring(10)
+    alive: weakref.WeakSet[Value] = weakref.WeakSet()
+    for _ in range(500):
+        ring.extend((Placeholder(),), (), (0,))
+        assert len(ring.placeholders) == len(ring.values) <= 10 + 16
+    value = Value()
+    alive.add(value)
+    ring.settle(499, value)
+    del value
+    assert len(alive) == 1
+    ring.extend(range(100))
+    assert len(alive) == 0
+
+
+# -- placeholders and marks -----------------------------------------------------------------------
+
+
+def test_a_mark_behind_a_value_that_is_not_there_waits_for_it() -> None:
+    """Trap 2: it stands behind what came before it, also if that comes later."""
+    placeholder = Placeholder()
+    ring, cursor = ring_of(8, "a", placeholder)
+    ring.mark("gap")
+    ring.extend(("c",))
+    assert events(ring, cursor) == ["a"]
+    ring.settle(1, "b")
+    assert events(ring, cursor) == ["b", "gap", "c"]
+
+
+def test_a_mark_in_front_of_a_value_that_is_not_there_is_seen_at_once() -> None:
+    """Trap 2: whoever reads the database at a gap must not wait for what comes after it."""
+    ring, cursor = ring_of(8, "a")
+    ring.mark("gap")
+    placeholder = Placeholder()
+    ring.extend((placeholder, "c"), (), (0,))
+    assert events(ring, cursor) == ["a", "gap"]
+    assert events(ring, cursor) == []
+    placeholder.lost = "expired"
+    assert events(ring, cursor) == [Hole(1, "expired"), "c"]
+
+
+def test_a_mark_behind_a_value_that_is_lost_is_seen_after_it() -> None:
+    placeholder = Placeholder()
+    ring, cursor = ring_of(8, placeholder)
+    ring.mark("gap")
+    placeholder.lost = "expired"
+    assert events(ring, cursor) == [Hole(1, "expired"), "gap"]
+
+
+@pytest.mark.parametrize("way", ["take", "take_many"])
+@pytest.mark.parametrize("became", ["settled", "lost"])
+def test_reading_past_a_mark_over_a_promise_passes_the_mark_once(way: str, became: str) -> None:
+    """The ways to read are mixed: a mark in front of what was read has been passed."""
+    placeholder = Placeholder()
+    ring, cursor = ring_of(8)
+    ring.mark("gap")
+    ring.extend((placeholder,), (), (0,))
+    assert READS[way](ring, cursor) is NOTHING
+    if became == "settled":
+        ring.settle(0, "a")
+    else:
+        placeholder.lost = "expired"
+    assert not isinstance(READS[way](ring, cursor), Nothing)
+    assert events(ring, cursor) == []
+
+
+def test_waiting_at_a_promise_passes_no_mark() -> None:
+    ring, cursor = ring_of(8)
+    ring.mark("gap")
+    ring.extend((Placeholder(),), (), (0,))
+    for read in (READS["take"], READS["take_many"]):
+        assert read(ring, cursor) is NOTHING
+    assert events(ring, cursor) == ["gap"]
+
+
+def test_a_lag_over_a_promise_and_a_mark_tells_the_mark() -> None:
+    ring, cursor = ring_of(2, Placeholder())
+    ring.mark("gap")
+    placeholder = Placeholder()
+    ring.extend((placeholder, "c", "d"), (), (0,))
+    assert events(ring, cursor) == [Skipped(2), "gap", "c", "d"]
+
+
+def test_the_label_of_a_promise_goes_with_its_value() -> None:
+    ring: Ring[Any, str] = Ring(4)
+    cursor = ring.cursor()
+    ring.mark("one")
+    ring.extend(["a", Placeholder(), "c"], [11, (12, "stamp"), 13], [1])
+    ring.settle(1, "b")
+    assert ring.take_event(cursor) == Mark(0, 1, "one")
+    assert ring.take_event(cursor) == Entry("a", 11, "one")
+    assert ring.take_event(cursor) == Entry("b", (12, "stamp"), "one")
+    assert ring.take_event(cursor) == Entry("c", 13, "one")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from pgnotifybus.channels import Subscription
 from pgnotifybus.cli.demo.account import Account
 from pgnotifybus.cli.demo.shop import Orders, number_of
 from pgnotifybus.cli.demo.story import Story
 from pgnotifybus.messages import Gap, Notification
+from pgnotifybus.subscription import Subscription
 
 
 class Subscriber:

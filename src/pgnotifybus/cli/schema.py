@@ -1,0 +1,177 @@
+"""`pgnotifybus schema`: install, remove and tidy what the library keeps in the database.
+Layer: cli.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from typing import Final, NamedTuple, TypeVar
+
+from pgnotifybus import schema as schemas
+from pgnotifybus.cli.outcomes import UsageProblem
+from pgnotifybus.core.names import quote
+from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.links.base import Runner
+from pgnotifybus.links.sources import Connector, Driver
+
+T = TypeVar("T")
+
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_TIMEOUT: Final = 10.0  # seconds
+
+_THERE: Final = """\
+SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_namespace WHERE nspname = CAST($1 AS text)"""
+
+
+class Done(NamedTuple):
+    """What a command has done."""
+
+    said: str
+    """For people."""
+    fields: dict[str, object]
+    """For programs."""
+
+
+class Place(NamedTuple):
+    """Which schema, and where."""
+
+    dsn: str
+    driver: Driver | None
+    schema: str
+
+
+def retention(text: str | None) -> timedelta | None:
+    """How long `90s`, `15m`, `1h` or `7d` is; None if it is not said.
+
+    Raises:
+        UsageProblem: If it is written in another way, or nothing can be kept that long.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+)([smhd])", text)
+    if found is None:
+        raise UsageProblem(f"--retention must look like 90s, 15m, 1h or 7d, not {text!r}")
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except (OverflowError, ValueError):
+        raise UsageProblem(f"--retention is too long: {text[:20]}") from None
+
+
+def checked_name(name: str) -> str:
+    """The name, if a schema can have it.
+
+    Raises:
+        UsageProblem: If it cannot; the message says why.
+    """
+    sql(name, None)
+    return name
+
+
+def sql(schema: str, kept: timedelta | None) -> str:
+    """The statements that install it.
+
+    Raises:
+        UsageProblem: If the name cannot be a schema, or the retention is under a second.
+    """
+    with _asked_rightly():
+        if kept is None:
+            return schemas.sql(schema=schema)
+        return schemas.sql(schema=schema, retention=kept)
+
+
+async def install(
+    place: Place, connector: Connector, kept: timedelta | None, lock_timeout: float
+) -> Done:
+    """Install or upgrade it.
+
+    Raises:
+        UsageProblem: If an argument is out of range.
+        SchemaError, ConnectError, FatalLinkError, LinkLost: As `pgnotifybus.schema.install`.
+    """
+    with _asked_rightly():
+        changed = await schemas.install(
+            place.dsn,
+            schema=place.schema,
+            retention=kept,
+            lock_timeout=lock_timeout,
+            driver=place.driver,
+        )
+    seconds = await _asked(connector, lambda runner: schemas.retention_of(runner, place.schema))
+    said = "installed" if changed else "nothing to do"
+    return Done(
+        f"{said}: schema {place.schema}, version {schemas.VERSION}, payloads are kept for "
+        f"{seconds or 0:,} s",
+        {
+            "schema": place.schema,
+            "changed": changed,
+            "version": schemas.VERSION,
+            "retention": seconds,
+        },
+    )
+
+
+async def remove(place: Place, connector: Connector, lock_timeout: float) -> Done:
+    """Drop it, and say what was dropped.
+
+    Raises:
+        UsageProblem: If an argument is out of range.
+        SchemaError, ConnectError, FatalLinkError, LinkLost: As `pgnotifybus.schema.remove`.
+    """
+    with _asked_rightly():
+        removed = await schemas.remove(
+            place.dsn, schema=place.schema, lock_timeout=lock_timeout, driver=place.driver
+        )
+    left = await _asked(connector, lambda runner: _is_there(runner, place.schema))
+    table = f"{quote(place.schema)}.payloads"
+    if not removed:
+        said = f"nothing to do: there is no schema {place.schema}"
+    elif left:
+        said = f"dropped the table {table}; the schema stays, as something else is in it"
+    else:
+        said = f"dropped the table {table} and the schema"
+    return Done(
+        said,
+        {"schema": place.schema, "removed": removed, "schema_dropped": removed and not left},
+    )
+
+
+async def prune(place: Place) -> Done:
+    """Delete the payloads whose retention is over.
+
+    Raises:
+        UsageProblem: If the name cannot be a schema.
+        SchemaError, ConnectError, FatalLinkError, LinkLost: As `pgnotifybus.schema.prune`.
+    """
+    with _asked_rightly():
+        deleted = await schemas.prune(place.dsn, schema=place.schema, driver=place.driver)
+    return Done(
+        f"deleted {deleted:,} payload{'' if deleted == 1 else 's'} from schema {place.schema}",
+        {"schema": place.schema, "deleted": deleted},
+    )
+
+
+async def _is_there(runner: Runner, schema: str) -> bool:
+    [(count,)] = await runner.fetch(_THERE, schema)
+    return count != "0"
+
+
+async def _asked(connector: Connector, ask: Callable[[Runner], Awaitable[T]]) -> T:
+    """Ask the server something, over a connection of its own."""
+    side = SideLink(connector, part="schema", connect_timeout=_TIMEOUT, timeout=_TIMEOUT)
+    try:
+        async with side.use() as runner:
+            return await ask(runner)
+    finally:
+        await side.close()
+
+
+@contextlib.contextmanager
+def _asked_rightly() -> Iterator[None]:
+    """Tell of an argument that is out of range as of bad usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageProblem(str(error)) from None

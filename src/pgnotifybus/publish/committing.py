@@ -1,0 +1,169 @@
+"""Sending a batch in one transaction, and knowing afterwards whether it was committed.
+Layer: publish.
+
+When a connection breaks while it commits, nobody has told us how that ended. But we know the id of
+the transaction, and PostgreSQL remembers for a long time which ones were committed: so we connect
+again and ask. That is only worth something on the same server, and not after a crash, which may
+have forgotten that id and given it to somebody else. So the statement that sends also asks which
+server it is, in terms that change with a crash, a failover, or another server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from pgnotifybus.database.queries import Query, run
+from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.errors import LinkError, PayloadTooLarge
+from pgnotifybus.links.base import Rows, Runner, ServerError
+from pgnotifybus.publish.message import Message
+from pgnotifybus.publish.statements import (
+    QUEUE_FULL,
+    identify,
+    make_room,
+    may_spill,
+    send_many,
+    status_of,
+)
+
+Outcome = Literal["committed", "aborted", "unknown"]
+
+# A server that has not heard our COMMIT must not keep the transaction open for ever.
+_BEGIN: Final = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'"
+_EPHEMERAL: Final = "; SET LOCAL synchronous_commit = off"
+
+_POLL_SECONDS: Final = 0.1
+_ENDING_SECONDS: Final = 30.0
+"""How long a transaction that is in progress is waited for: longer than a server that waits for
+our COMMIT keeps it, and longer than it needs to notice that we are gone."""
+
+
+class InDoubt(Exception):
+    """The connection was lost while it committed."""
+
+    def __init__(self, transaction: str, server: str | None) -> None:
+        super().__init__(transaction)
+        self.transaction = transaction
+        self.server = server
+        """Which server it was; None if that could not be told."""
+
+
+class Committer:
+    """Sends batches over one connection at a time."""
+
+    def __init__(self, side: SideLink, schema: str, *, durable: bool) -> None:
+        """Send nothing yet.
+
+        Args:
+            side: Where to send.
+            schema: The schema of the spill table.
+            durable: Whether a commit waits for the disk.
+        """
+        self._side = side
+        self._schema = schema
+        self._begin = _BEGIN if durable else _BEGIN + _EPHEMERAL
+        self._may_identify: bool | None = None
+        """Whether the server tells us which one it is; None before it was asked."""
+        self.committing = False
+        """Whether a COMMIT was sent and not answered: what it commits may be sent."""
+
+    async def commit(self, batch: Sequence[Message]) -> None:
+        """Send messages in one transaction.
+
+        Raises:
+            ServerError: If the server refused; nothing was sent.
+            PayloadTooLarge: If one would have to be spilled and cannot be; nothing was sent.
+            LinkError, FatalLinkError, Closed: If there was no connection, or it was lost before the
+                commit; nothing was sent.
+            InDoubt: If it was lost while committing.
+
+        Cancel safety: nothing was sent, unless `committing` is true.
+        """
+        self.committing = False
+        transaction: str | None = None
+        server: str | None = None
+        try:
+            async with self._side.use(size=sum(message.size for message in batch)) as runner:
+                transaction, server = await self._prepare(runner, batch)
+                self.committing = True
+                try:
+                    await runner.execute("COMMIT")
+                except ServerError as error:  # which has ended the transaction
+                    self.committing = False
+                    if error.sqlstate == QUEUE_FULL:
+                        await _answers(runner, make_room())
+                    raise
+        except LinkError as error:
+            if self.committing:
+                assert transaction is not None
+                raise InDoubt(transaction, server) from error
+            raise
+        self.committing = False
+
+    async def outcome(self, doubt: InDoubt) -> Outcome:
+        """What has become of a transaction whose commit was not answered.
+
+        Raises:
+            LinkError, FatalLinkError, Closed: If there is no connection to ask over: try again.
+
+        Cancel safety: nothing is changed.
+        """
+        if doubt.server is None:
+            return "unknown"
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _ENDING_SECONDS
+        while True:
+            try:
+                async with self._side.use() as runner:
+                    [(server,)] = await _fetch(runner, identify())
+                    if server != doubt.server:
+                        return "unknown"
+                    [(status,)] = await _fetch(runner, status_of(doubt.transaction))
+            except ServerError:  # a standby, say
+                return "unknown"
+            match status:
+                case "committed":
+                    return "committed"
+                case "aborted":
+                    return "aborted"
+                case "in progress" if loop.time() < until:
+                    await asyncio.sleep(_POLL_SECONDS)
+                case _:
+                    return "unknown"
+
+    async def _prepare(self, runner: Runner, batch: Sequence[Message]) -> tuple[str, str | None]:
+        """Do all but commit; the id of the transaction, and which server it is.
+
+        Raises:
+            ServerError, PayloadTooLarge: If that cannot be; the transaction is rolled back.
+        """
+        if self._may_identify is None:
+            self._may_identify = await _answers(runner, identify())
+        spilled = next((message for message in batch if message.wire is None), None)
+        await runner.execute(self._begin)
+        try:
+            if spilled is not None:
+                await run(may_spill(spilled, self._schema), runner)
+            query = send_many(batch, self._schema, identify=self._may_identify)
+            [(count, transaction, server)] = await _fetch(runner, query)
+        except (ServerError, PayloadTooLarge):
+            await runner.execute("ROLLBACK")
+            raise
+        assert count == str(len(batch))
+        assert transaction is not None
+        return transaction, server
+
+
+async def _fetch(runner: Runner, query: Query) -> Rows:
+    return await runner.fetch(query.sql, *query.parameters)
+
+
+async def _answers(runner: Runner, query: Query) -> bool:
+    """Whether the server answers a query, outside a transaction, and does not refuse it."""
+    try:
+        await _fetch(runner, query)
+    except ServerError:
+        return False
+    return True
