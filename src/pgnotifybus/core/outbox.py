@@ -97,9 +97,9 @@ class Outbox(Generic[M]):
             Whether it was taken.
         """
         waiting = self._waiting
-        replaces = self._by_key.get(key) if key is not None else None
         others = len(waiting) + len(self._leaving)
         total = self.bytes + size
+        replaces = None if key is None else self._by_key.get(key)
         if replaces is not None:
             others -= 1
             total -= waiting[replaces].size
@@ -124,21 +124,22 @@ class Outbox(Generic[M]):
             limit: How many at the most.
             max_bytes: How many bytes at the most, if it is more than one message.
         """
+        waiting, by_key = self._waiting, self._by_key
         batch: list[Item[M]] = []
         identities: set[Hashable] = set()
         size = 0
-        for item in self._waiting.values():
+        for item in waiting.values():
             size += item.size
             if batch and (len(batch) >= limit or size > max_bytes or item.identity in identities):
                 break
             if item.identity is not None:
                 identities.add(item.identity)
+            if item.key is not None:
+                del by_key[item.key]
             batch.append(item)
         for item in batch:
-            del self._waiting[item.number]
-            self._leaving[item.number] = item
-            if item.key is not None:
-                del self._by_key[item.key]
+            del waiting[item.number]
+        self._leaving.update((item.number, item) for item in batch)
         return batch
 
     def settle(self, item: Item[M]) -> None:

@@ -11,7 +11,7 @@ server it is, in terms that change with a crash, a failover, or another server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from pgnotifybus.database.queries import Query, run
@@ -31,7 +31,9 @@ from pgnotifybus.publish.statements import (
 Outcome = Literal["committed", "aborted", "unknown"]
 
 # A server that has not heard our COMMIT must not keep the transaction open for ever.
-_BEGIN: Final = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'"
+_BEGIN: Final = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'"
+)
 _EPHEMERAL: Final = "; SET LOCAL synchronous_commit = off"
 
 _POLL_SECONDS: Final = 0.1
@@ -69,8 +71,12 @@ class Committer:
         self.committing = False
         """Whether a COMMIT was sent and not answered: what it commits may be sent."""
 
-    async def commit(self, batch: Sequence[Message]) -> None:
+    async def commit(self, batch: Sequence[Message], on_sent: Callable[[], object]) -> None:
         """Send messages in one transaction.
+
+        Args:
+            batch: What to send; at least one.
+            on_sent: Called when the messages are on their way, and the server has something to do.
 
         Raises:
             ServerError: If the server refused; nothing was sent.
@@ -86,7 +92,7 @@ class Committer:
         server: str | None = None
         try:
             async with self._side.use(size=sum(message.size for message in batch)) as runner:
-                transaction, server = await self._prepare(runner, batch)
+                transaction, server = await self._prepare(runner, batch, on_sent)
                 self.committing = True
                 try:
                     await runner.execute("COMMIT")
@@ -133,7 +139,9 @@ class Committer:
                 case _:
                     return "unknown"
 
-    async def _prepare(self, runner: Runner, batch: Sequence[Message]) -> tuple[str, str | None]:
+    async def _prepare(
+        self, runner: Runner, batch: Sequence[Message], on_sent: Callable[[], object]
+    ) -> tuple[str, str | None]:
         """Do all but commit; the id of the transaction, and which server it is.
 
         Raises:
@@ -147,6 +155,7 @@ class Committer:
             if spilled is not None:
                 await run(may_spill(spilled, self._schema), runner)
             query = send_many(batch, self._schema, identify=self._may_identify)
+            asyncio.get_running_loop().call_soon(on_sent)
             [(count, transaction, server)] = await _fetch(runner, query)
         except (ServerError, PayloadTooLarge):
             await runner.execute("ROLLBACK")

@@ -127,6 +127,10 @@ class Publisher:
         self._unsent: list[tuple[str, str]] = []
         self._unknown: list[tuple[str, str]] = []
         self._failed_bytes = 0
+        self._overdue = False
+        """Whether there are so many failures that whoever publishes next has to be told."""
+        self._collapses = settings.collapse_duplicates
+        self._envelope = settings.envelope
         self._reason = ""
         self._committing: list[int] = []
         """The messages of the present transaction, by their numbers."""
@@ -207,7 +211,8 @@ class Publisher:
         Raises:
             BufferFull: If there is none; the message is not taken.
         """
-        if not self._take(self._checked(channel, payload, envelope), key):
+        self._check_open()
+        if not self._take(message(channel, payload, envelope or self._envelope), key):
             raise BufferFull(
                 f"the publisher holds {self._outbox.held} messages of {self._outbox.bytes} bytes: "
                 "await publish, which waits for room"
@@ -263,7 +268,9 @@ class Publisher:
 
         Cancel safety: a cancelled call has not taken the message.
         """
-        checked = self._checked(channel, payload, envelope)
+        if self._closed is not None or self._task is None:
+            self._check_open()
+        checked = message(channel, payload, envelope or self._envelope)
         while not self._take(checked, key):
             await self._settled.park()
 
@@ -333,12 +340,6 @@ class Publisher:
         if cancelled is not None:
             raise cancelled
 
-    def _checked(
-        self, channel: str | Channel[Any], payload: Any, envelope: Envelope | None
-    ) -> Message:
-        self._check_open()
-        return message(channel, payload, envelope or self._settings.envelope)
-
     def _check_open(self) -> None:
         if self._closed is not None:
             raise Closed(f"{self._closed}: nothing more is taken")
@@ -346,26 +347,25 @@ class Publisher:
             raise RuntimeError("the publisher is not running: enter it with `async with`")
 
     def _take(self, checked: Message, key: str | None) -> bool:
+        # The inner loop of sending: a microsecond here is a microsecond a message.
         if self._closed is not None:
             raise Closed(f"{self._closed}: the message was not taken")
-        if (
-            len(self._unsent) + len(self._unknown) >= self._outbox.capacity
-            or self._failed_bytes >= self._outbox.max_bytes
-        ):
+        if self._overdue:
             # Nobody has asked, and what is told at the end must not fill the memory until then.
             failure = self._take_failure()
             assert failure is not None
             raise failure
+        channel, _, size, wire, _ = checked
         identity = None
-        if checked.wire is not None and not self._settings.collapse_duplicates:
-            # The same twice in one transaction would arrive once.
-            identity = (checked.channel, checked.wire)
-        keyed = None if key is None else (checked.channel, key)
-        if not self._outbox.put(checked, checked.size, keyed, identity):
+        if wire is not None and not self._collapses:
+            identity = (channel, wire)  # the same twice in one transaction would arrive once
+        keyed = None if key is None else (channel, key)
+        if not self._outbox.put(checked, size, keyed, identity):
             self._pressed = True
             self._news.set()
             return False
-        if self._outbox.waiting == 1 or self._outbox.waiting >= self._settings.batch_size:
+        waiting = self._outbox.waiting
+        if waiting == 1 or waiting == self._settings.batch_size:
             self._news.set()
         return True
 
@@ -419,7 +419,9 @@ class Publisher:
                         self._doubtful.update(self._committing)
                     doubt = None
                 self._committing = [item.number for item in batch]
-                await self._committer.commit([item.message for item in batch])
+                await self._committer.commit(
+                    [item.message for item in batch], on_sent=self._settled.wake
+                )
                 break
             except InDoubt as error:
                 doubt = error
@@ -437,7 +439,10 @@ class Publisher:
         self._doubtful.clear()
         for item in batch:
             self._outbox.settle(item)
-        self._settled.wake()
+        # If the next batch leaves at once, whoever waits for room is woken when that is on its way:
+        # many tasks fill the buffer while the server works, and not before it can begin.
+        if self._outbox.waiting < self._settings.batch_size:
+            self._settled.wake()
 
     async def _send_apart(
         self, batch: list[Item[Message]], error: ServerError | PayloadTooLarge
@@ -451,6 +456,7 @@ class Publisher:
         await self._send(batch[half:])
 
     async def _wait(self, error: Exception) -> None:
+        self._settled.wake()
         delay = self._backoff.next_delay()
         self._emit(observe.PublishDelayed(error, self._outbox.held, delay))
         await asyncio.sleep(delay)
@@ -474,6 +480,10 @@ class Publisher:
         pair = (item.message.channel, item.message.payload)
         (self._unknown if unknown else self._unsent).append(pair)
         self._failed_bytes += item.size
+        self._overdue = (
+            len(self._unsent) + len(self._unknown) >= self._outbox.capacity
+            or self._failed_bytes >= self._outbox.max_bytes
+        )
         self._totals["unknown" if unknown else "unsent"] += 1
         self._reason = why
 
@@ -481,7 +491,7 @@ class Publisher:
         if not self._unsent and not self._unknown:
             return None
         failure = PublishFailed(self._reason, self._unsent, self._unknown)
-        self._unsent, self._unknown, self._failed_bytes = [], [], 0
+        self._unsent, self._unknown, self._failed_bytes, self._overdue = [], [], 0, False
         return failure
 
 
