@@ -28,6 +28,8 @@ from pgnotifybus import (
     notify,
     notify_sync,
     observe,
+    schema,
+    triggers,
     watch,
 )
 from pgnotifybus.subscription import Subscription, TypedSubscription
@@ -277,3 +279,14 @@ async def sources(pool: Any, engine: Any) -> list[PgNotifyBus]:
         return pool
 
     return [PgNotifyBus(source, []) for source in (pool, engine, connect, "postgresql://")]
+
+
+async def installing() -> None:
+    assert_type(await schema.install("postgresql://"), bool)
+    assert_type(await schema.prune("postgresql://"), int)
+    assert_type(await triggers.install("postgresql://", "orders", channel="orders"), bool)
+    assert_type(await triggers.remove("postgresql://", "orders"), int)
+    for each in await triggers.list("postgresql://"):
+        assert_type(each, triggers.InstalledTrigger)
+        assert_type(each.channel, str)
+    await triggers.install("postgresql://", "orders")  # type: ignore[call-arg]

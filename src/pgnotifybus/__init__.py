@@ -9,7 +9,7 @@ One LISTEN connection per process, any number of subscribers, and nothing lost s
 `broadcast` and `watch` are the two primitives underneath, usable alone.
 """
 
-from pgnotifybus import broadcast, observe, schema, watch
+from pgnotifybus import broadcast, observe, schema, triggers, watch
 from pgnotifybus._version import __version__
 from pgnotifybus.bus import ChannelStatistics, Health, PgNotifyBus, Statistics
 from pgnotifybus.errors import (
@@ -77,5 +77,6 @@ __all__ = [
     "notify_sync",
     "observe",
     "schema",
+    "triggers",
     "watch",
 ]

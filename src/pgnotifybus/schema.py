@@ -342,7 +342,9 @@ def _begin(lock_timeout: float) -> tuple[str, float]:
     milliseconds = max(1, round(lock_timeout * 1000))
     # There are two locks to wait for: ours, and the table's.
     patience = _TIMEOUT + 2 * lock_timeout
-    return f"BEGIN; SET LOCAL lock_timeout = {milliseconds}; {_LOCK}", patience
+    # Whoever waited for our lock must see what was done meanwhile, whatever the default is.
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+    return f"{begin}; SET LOCAL lock_timeout = {milliseconds}; {_LOCK}", patience
 
 
 def _refused(error: ServerError, what: str, schema: str, rights: str) -> SchemaError:

@@ -255,7 +255,7 @@ def test_notify_sends_exactly_what_it_was_given(
         (("notify", "a", "-", "--whole"), b"a\0b", "NUL"),
         (("notify", "a", "-", "--whole"), b"x" * (16 * 1024 * 1024 + 1), "over 16777216 bytes"),
         (("notify", "a", "b", "--whole"), b"", "write - as PAYLOAD"),
-        (("notify", "a", "b", "--key", "k"), b"", "write - as PAYLOAD"),
+        (("notify", "a", "b", "--key-field", "k"), b"", "write - as PAYLOAD"),
         (("notify", "a", "-", "--key", "k", "--key-field", "k"), b"", "exclude each other"),
         (("notify", "a", "-", "--batch", "0"), b"", "--batch"),
         (("notify", "a", "-", "--linger", "nan"), b"", "linger"),

@@ -1,4 +1,4 @@
-"""The command line: listen, notify, schema and the demo. Layer: cli, the outermost.
+"""The command line: listen, notify, schema, trigger and the demo. Layer: cli, the outermost.
 
 ::
 
@@ -16,5 +16,7 @@
     sent      what has become of lines
     progress  how far it is, on a terminal
     schema    pgnotifybus schema
+    trigger   pgnotifybus trigger
+    options   options that commands share
     demo      pgnotifybus demo
 """

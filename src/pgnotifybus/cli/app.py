@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-import logging
 import signal
 import sys
-from enum import StrEnum
 from typing import Annotated, Protocol, runtime_checkable
 
 import typer
@@ -18,21 +16,22 @@ from pgnotifybus.cli import notify as notifying
 from pgnotifybus.cli import schema as schemas
 from pgnotifybus.cli import secrecy
 from pgnotifybus.cli import stream as streaming
+from pgnotifybus.cli import trigger as triggering
+from pgnotifybus.cli.options import (
+    EXIT_CODES,
+    SERVER,
+    DriverOption,
+    DsnOption,
+    SchemaOption,
+    VerboseOption,
+    driver_of,
+    show_log,
+)
 from pgnotifybus.cli.outcomes import OK, USAGE, UsageProblem, reported, say
-from pgnotifybus.cli.render import printable
 from pgnotifybus.cli.stdin import Stdin
 from pgnotifybus.core.names import SCHEMA
-from pgnotifybus.links.sources import Driver
 
-_EXIT_CODES = (
-    "Exit codes: 0 done · 1 no connection, or the server refused, or a count was not reached · "
-    "2 bad usage, or a package is missing · 130 Ctrl-C · 143 SIGTERM"
-)
-_SERVER = (
-    "Which server: --dsn, else DATABASE_URL, else PGHOST and the other PG* variables, else an "
-    "embedded server in your data directory. A password is best kept out of the command line: "
-    "in DATABASE_URL, PGPASSFILE or ~/.pgpass."
-)
+_EPILOG = f"{SERVER}\n\n{EXIT_CODES}"
 
 app = typer.Typer(
     name="pgnotifybus",
@@ -41,50 +40,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class DriverName(StrEnum):
-    """The drivers to choose from."""
-
-    PSYCOPG = "psycopg"
-    ASYNCPG = "asyncpg"
-
-
-DsnOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dsn",
-        metavar="DSN",
-        help="The server: postgresql://user@host:port/database or 'host=... dbname=...'.",
-        show_default=False,
-    ),
-]
-DriverOption = Annotated[
-    DriverName | None,
-    typer.Option("--driver", help="How to connect; psycopg if the DSN names none."),
-]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the library's log on stderr.")
-]
-SchemaOption = Annotated[
-    str,
-    typer.Option("--schema", metavar="NAME", help="The schema of the table for large payloads."),
-]
-RetentionOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME",
-        help="How long payloads are kept: 90s, 15m, 1h, 7d. At first 1h, later what it was.",
-        show_default=False,
-    ),
-]
-LockTimeoutOption = Annotated[
-    float,
-    typer.Option(
-        min=0.001, metavar="SECONDS", help="How long to wait for others that use the table."
-    ),
-]
-ResultOption = Annotated[bool, typer.Option("--json", help="Print what was done as a JSON object.")]
 
 
 def main() -> None:
@@ -118,7 +73,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+@app.callback(invoke_without_command=True, epilog=_EPILOG)
 def _root(
     context: typer.Context,
     verbose: VerboseOption = False,
@@ -133,12 +88,12 @@ def _root(
 
     Try `pgnotifybus demo` first: it needs nothing.
     """
-    _log(verbose)
+    show_log(verbose)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-@app.command(epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+@app.command(epilog=_EPILOG)
 def listen(
     channels: Annotated[
         list[str],
@@ -173,13 +128,13 @@ def listen(
 
     `pgnotifybus listen --json --count 1 --timeout 60 deployed`
     """
-    _log(verbose)
+    show_log(verbose)
     with reported() as signals:
         notifying.checked_channels(channels)
         schemas.checked_name(schema)
         with dsns.server(dsn) as place:
-            dsns.connects(place, _driver(driver))
-            request = listening.Request(channels, _driver(driver), json, count, timeout, schema)
+            dsns.connects(place, driver_of(driver))
+            request = listening.Request(channels, driver_of(driver), json, count, timeout, schema)
             code = signals.run(listening.listen(place, request))
     raise typer.Exit(code)
 
@@ -187,7 +142,7 @@ def listen(
 _LINES = "Lines of stdin"
 
 
-@app.command(epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
+@app.command(epilog=_EPILOG)
 def notify(
     channel: Annotated[str, typer.Argument(help="The channel, in its exact spelling.")],
     payload: Annotated[
@@ -265,13 +220,13 @@ def notify(
 
     `jq -c . order.json | pgnotifybus notify orders - --whole`
     """
-    _log(verbose)
+    show_log(verbose)
     with reported() as signals:
         notifying.checked_channels([channel])
         schemas.checked_name(schema)
         lines = payload == notifying.STDIN and not whole
-        if not lines and (key is not None or key_field is not None):
-            raise UsageProblem("--key and --key-field are for lines: write - as PAYLOAD")
+        if not lines and key_field is not None:  # a key does no harm where nothing else waits
+            raise UsageProblem("--key-field is for lines: write - as PAYLOAD")
         if whole and payload != notifying.STDIN:
             raise UsageProblem("--whole is for stdin: write - as PAYLOAD")
         if lines:
@@ -285,13 +240,13 @@ def notify(
                 verbose,
             )
             with dsns.server(dsn) as place:
-                connector = dsns.connects(place, _driver(driver))
+                connector = dsns.connects(place, driver_of(driver))
                 code = streaming.stream(connector, request, signals)
             raise typer.Exit(code)
         text = notifying.whole_stdin() if whole else payload
         one = notifying.checked_message(channel, text)
         with dsns.server(dsn) as place:
-            connector = dsns.connects(place, _driver(driver))
+            connector = dsns.connects(place, driver_of(driver))
             signals.run(notifying.notify(connector, one, schema, durable=not ephemeral))
         if json:
             typer.echo(json_format.dumps({"channel": channel, "bytes": one.size}))
@@ -299,102 +254,11 @@ def notify(
             say(f"sent {one.size} bytes to {channel}")
 
 
-schema_commands = typer.Typer()
-app.add_typer(schema_commands, name="schema")
+app.add_typer(schemas.commands, name="schema")
+app.add_typer(triggering.commands, name="trigger")
 
 
-@schema_commands.callback(invoke_without_command=True, epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
-def _schema(context: typer.Context) -> None:
-    """Install, remove and tidy the table for payloads that are too large for a notification."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@schema_commands.command("install", epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
-def _schema_install(
-    schema: SchemaOption = SCHEMA,
-    retention: RetentionOption = None,
-    lock_timeout: LockTimeoutOption = 2.0,
-    json: ResultOption = False,
-    dsn: DsnOption = None,
-    driver: DriverOption = None,
-    verbose: VerboseOption = False,
-) -> None:
-    """Make the table, or change its retention; where all is as it should be, do nothing.
-
-    Needs the right to CREATE in the database, or the schema's owner.
-
-    `pgnotifybus schema install --retention 7d`
-    """
-    _log(verbose)
-    with reported() as signals:
-        kept = schemas.retention(retention)
-        schemas.sql(schema, kept)  # says what is wrong with them before a server is looked for
-        with dsns.server(dsn) as place:
-            connector = dsns.connects(place, _driver(driver))
-            where = schemas.Place(place, _driver(driver), schema)
-            work = schemas.install(where, connector, kept, lock_timeout)
-            _tell(signals.run(work), json)
-
-
-@schema_commands.command("sql", epilog=_EXIT_CODES)
-def _schema_sql(schema: SchemaOption = SCHEMA, retention: RetentionOption = None) -> None:
-    """Print what install runs, for migrations of your own; needs no server.
-
-    `pgnotifybus schema sql | psql --single-transaction`
-    """
-    with reported():
-        typer.echo(schemas.sql(schema, schemas.retention(retention)), nl=False)
-
-
-@schema_commands.command("remove", epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
-def _schema_remove(
-    schema: SchemaOption = SCHEMA,
-    lock_timeout: LockTimeoutOption = 2.0,
-    json: ResultOption = False,
-    dsn: DsnOption = None,
-    driver: DriverOption = None,
-    verbose: VerboseOption = False,
-) -> None:
-    """Drop the table with all payloads in it, and the schema if nothing else is in that.
-
-    It asks nothing.
-    """
-    _log(verbose)
-    with reported() as signals:
-        schemas.checked_name(schema)
-        with dsns.server(dsn) as place:
-            connector = dsns.connects(place, _driver(driver))
-            where = schemas.Place(place, _driver(driver), schema)
-            _tell(signals.run(schemas.remove(where, connector, lock_timeout)), json)
-
-
-@schema_commands.command("prune", epilog=f"{_SERVER}\n\n{_EXIT_CODES}")
-def _schema_prune(
-    schema: SchemaOption = SCHEMA,
-    json: ResultOption = False,
-    dsn: DsnOption = None,
-    driver: DriverOption = None,
-    verbose: VerboseOption = False,
-) -> None:
-    """Delete the payloads whose retention is over.
-
-    Whoever listens to such payloads does it anyhow; this is for where nobody does.
-    """
-    _log(verbose)
-    with reported() as signals:
-        schemas.checked_name(schema)
-        with dsns.server(dsn) as place:
-            dsns.connects(place, _driver(driver))
-            where = schemas.Place(place, _driver(driver), schema)
-            _tell(signals.run(schemas.prune(where)), json)
-
-
-def _tell(done: schemas.Done, json: bool) -> None:
-    typer.echo(json_format.dumps(done.fields) if json else printable(done.said))
-
-
-@app.command(epilog=_EXIT_CODES)
+@app.command(epilog=EXIT_CODES)
 def demo(
     seconds: Annotated[
         float | None,
@@ -418,35 +282,12 @@ def demo(
 
     `pgnotifybus demo --seconds 10 --json`
     """
-    _log(verbose)
+    show_log(verbose)
     with reported() as signals:
         from pgnotifybus.cli.demo.command import Request
         from pgnotifybus.cli.demo.command import demo as run
 
-        code = run(Request(dsns.given(dsn), _driver(driver), seconds, json), signals)
+        code = run(Request(dsns.given(dsn), driver_of(driver), seconds, json), signals)
         if signals.received not in (None, signal.SIGINT):
             code = 128 + signals.received
     raise typer.Exit(code)
-
-
-def _driver(name: DriverName | None) -> Driver | None:
-    return None if name is None else name.value
-
-
-def _log(verbose: bool) -> None:
-    """Show the library's log, or keep it quiet: what matters of it is shown anyway."""
-    logger = logging.getLogger("pgnotifybus")
-    if verbose and not any(isinstance(each, _Shown) for each in logger.handlers):
-        handler = _Shown()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)
-    elif not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-
-
-class _Shown(logging.Handler):
-    """Shows the log on the stderr of the moment."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))

@@ -5,25 +5,149 @@ Layer: cli.
 from __future__ import annotations
 
 import contextlib
+import json as json_format
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
-from typing import Final, NamedTuple, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
+
+import typer
 
 from pgnotifybus import schema as schemas
-from pgnotifybus.cli.outcomes import UsageProblem
-from pgnotifybus.core.names import quote
+from pgnotifybus.cli import dsn as dsns
+from pgnotifybus.cli.options import (
+    EXIT_CODES,
+    SERVER,
+    DriverOption,
+    DsnOption,
+    LockTimeoutOption,
+    ResultOption,
+    SchemaOption,
+    VerboseOption,
+    driver_of,
+    show_log,
+)
+from pgnotifybus.cli.outcomes import UsageProblem, reported
+from pgnotifybus.cli.render import printable
+from pgnotifybus.core.names import SCHEMA, quote
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.links.base import Runner
 from pgnotifybus.links.sources import Connector, Driver
 
 T = TypeVar("T")
 
+commands = typer.Typer()
+
+_EPILOG: Final = f"{SERVER}\n\n{EXIT_CODES}"
+
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _TIMEOUT: Final = 10.0  # seconds
 
 _THERE: Final = """\
 SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_namespace WHERE nspname = CAST($1 AS text)"""
+
+RetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="How long payloads are kept: 90s, 15m, 1h, 7d. At first 1h, later what it was.",
+        show_default=False,
+    ),
+]
+
+
+@commands.callback(invoke_without_command=True, epilog=_EPILOG)
+def _schema(context: typer.Context) -> None:
+    """Install, remove and tidy the table for payloads that are too large for a notification."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@commands.command("install", epilog=_EPILOG)
+def _install_command(
+    schema: SchemaOption = SCHEMA,
+    retention: RetentionOption = None,
+    lock_timeout: LockTimeoutOption = 2.0,
+    json: ResultOption = False,
+    dsn: DsnOption = None,
+    driver: DriverOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make the table, or change its retention; where all is as it should be, do nothing.
+
+    Needs the right to CREATE in the database, or the schema's owner.
+
+    `pgnotifybus schema install --retention 7d`
+    """
+    show_log(verbose)
+    with reported() as signals:
+        kept = parsed_retention(retention)
+        sql(schema, kept)  # says what is wrong with them before a server is looked for
+        with dsns.server(dsn) as place:
+            connector = dsns.connects(place, driver_of(driver))
+            where = Place(place, driver_of(driver), schema)
+            work = install(where, connector, kept, lock_timeout)
+            _tell(signals.run(work), json)
+
+
+@commands.command("sql", epilog=EXIT_CODES)
+def _sql_command(schema: SchemaOption = SCHEMA, retention: RetentionOption = None) -> None:
+    """Print what install runs, for migrations of your own; needs no server.
+
+    `pgnotifybus schema sql | psql --single-transaction`
+    """
+    with reported():
+        typer.echo(sql(schema, parsed_retention(retention)), nl=False)
+
+
+@commands.command("remove", epilog=_EPILOG)
+def _remove_command(
+    schema: SchemaOption = SCHEMA,
+    lock_timeout: LockTimeoutOption = 2.0,
+    json: ResultOption = False,
+    dsn: DsnOption = None,
+    driver: DriverOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Drop the table with all payloads in it, and the schema if nothing else is in that.
+
+    It asks nothing.
+    """
+    show_log(verbose)
+    with reported() as signals:
+        checked_name(schema)
+        with dsns.server(dsn) as place:
+            connector = dsns.connects(place, driver_of(driver))
+            where = Place(place, driver_of(driver), schema)
+            _tell(signals.run(remove(where, connector, lock_timeout)), json)
+
+
+@commands.command("prune", epilog=_EPILOG)
+def _prune_command(
+    schema: SchemaOption = SCHEMA,
+    json: ResultOption = False,
+    dsn: DsnOption = None,
+    driver: DriverOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Delete the payloads whose retention is over.
+
+    Whoever listens to such payloads does it anyhow; this is for where nobody does.
+    """
+    show_log(verbose)
+    with reported() as signals:
+        checked_name(schema)
+        with dsns.server(dsn) as place:
+            dsns.connects(place, driver_of(driver))
+            where = Place(place, driver_of(driver), schema)
+            _tell(signals.run(prune(where)), json)
+
+
+def _tell(done: Done, json: bool) -> None:
+    typer.echo(json_format.dumps(done.fields) if json else printable(done.said))
+
+
+# -- what they do ---------------------------------------------------------------------------------
 
 
 class Done(NamedTuple):
@@ -43,7 +167,7 @@ class Place(NamedTuple):
     schema: str
 
 
-def retention(text: str | None) -> timedelta | None:
+def parsed_retention(text: str | None) -> timedelta | None:
     """How long `90s`, `15m`, `1h` or `7d` is; None if it is not said.
 
     Raises:
