@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench bench-publish clean
 
 help: ## What there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 # pip >= 25.1 knows dependency groups. The stamps keep `make` from asking pip again each time.
 $(VENV)/.pip:
@@ -41,8 +41,11 @@ format: $(VENV)/.dev ## Rewrite the code as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## Measure against the bare drivers (ARGS="--quick")
+bench: $(VENV)/.dev ## Measure receiving against the bare drivers (ARGS="--quick")
 	@$(BIN)/python -m benches $(ARGS)
+
+bench-publish: $(VENV)/.dev ## Measure sending, and what it costs those who write beside it
+	@$(BIN)/python -m benches.publishing $(ARGS)
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
