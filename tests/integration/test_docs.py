@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 import pgnotifybus
-from pgnotifybus import broadcast, observe, watch
+from pgnotifybus import broadcast, observe, schema, triggers, watch
 from support import program
 from support.documents import DOCUMENTED, ROOT, Block, anchors, blocks, links, pages
 from support.sql import kill_listener
@@ -125,8 +125,9 @@ def doing(step: str, dsn: str) -> Iterator[None]:
 def test_shell(block: Block, database18: str) -> None:
     """Commands of ours are run; of `make` and `pip`, what they name exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     env = {"DATABASE_URL": database18, "PYTHONWARNINGS": "error"}
+    execute(database18, *(each.code for each in ALL if is_sql_of(each, block.page)))
     listening: list[tuple[str, program.Program]] = []
     with ExitStack() as stack:
         for line in block.code.splitlines():
@@ -214,7 +215,7 @@ def public_names() -> Iterator[tuple[str, object]]:
     found: dict[str, object] = {"pgnotifybus": pgnotifybus}
     for name in pgnotifybus.__all__:
         found[name] = getattr(pgnotifybus, name)
-    for module in (broadcast, watch, observe):
+    for module in (broadcast, watch, observe, schema, triggers):
         found |= {f"{module.__name__}.{name}": value for name, value in defined_in(module)}
     del found["__version__"]
     for name, value in list(found.items()):
@@ -227,7 +228,9 @@ def defined_in(module: ModuleType) -> Iterator[tuple[str, object]]:
     internal = {"Shared", "Emitter"}  # what the handles share, and how events are told
     for name, value in vars(module).items():
         mine = getattr(value, "__module__", None) == module.__name__
+        exported = getattr(module, "__all__", None)
         public = not name.startswith("_") and name not in internal
+        public = public and (exported is None or name in exported)
         if mine and public and (inspect.isroutine(value) or isinstance(value, type)):
             yield name, value
 

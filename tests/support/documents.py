@@ -88,7 +88,7 @@ class Block:
 
 def pages() -> list[Path]:
     """The pages that describe the library."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs" / "topics").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))]
 
 
 def blocks(page: Path) -> list[Block]:
