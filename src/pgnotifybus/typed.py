@@ -235,11 +235,15 @@ def _msgspec(hint: Any) -> _Codec:
         from msgspec import inspect
     except ImportError as error:
         raise MissingExtra("msgspec") from error
-    # A class that msgspec does not know it would take, and then refuse every payload.
-    for part in _parts(inspect.type_info(hint), (inspect.Type, inspect.Field), []):
+    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(hint)
+    # A class that msgspec does not know it would take, and then refuse every payload. Before 0.22
+    # it could not describe a Literal of str and int, which it decodes.
+    info = None
+    with contextlib.suppress(TypeError):
+        info = inspect.type_info(hint)
+    for part in _parts(info, (inspect.Type, inspect.Field), []):
         if isinstance(part, inspect.CustomType) and not _may_be_json(part.cls):
             raise TypeError(f"msgspec does not support {_describe(part.cls)}")
-    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(hint)
     own = msgspec.MsgspecError
     return _Codec(
         lambda value: encoder.encode(value).decode(),
