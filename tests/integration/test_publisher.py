@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
+import psycopg_pool
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from pgnotifybus import (
     Channel,
@@ -158,23 +160,44 @@ async def test_what_a_commit_waits_for(
         assert await execute(server.dsn, flushed, before) == [(waits,)]
 
 
-@pytest.mark.parametrize("kind", ["asyncpg pool", "factory"])
+@contextlib.asynccontextmanager
+async def source_of(kind: str, dsn: str) -> AsyncIterator[object]:
+    """Every kind of source beside a DSN."""
+    match kind:
+        case "asyncpg pool":
+            async with asyncpg.create_pool(dsn, min_size=0, max_size=2) as pool:
+                yield pool
+        case "psycopg pool":
+            async with psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=1) as own:
+                yield own
+        case "factory":
+            yield lambda: asyncpg.connect(dsn)
+        case _:
+            url = dsn.replace("postgresql://", f"postgresql+{kind.removesuffix(' engine')}://")
+            engine = create_async_engine(url)
+            yield engine
+            await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "kind", ["asyncpg pool", "psycopg pool", "factory", "asyncpg engine", "psycopg engine"]
+)
 async def test_over_other_sources(database18: str, kind: str) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        source: object
-        if kind == "asyncpg pool":
-            source = await stack.enter_async_context(
-                asyncpg.create_pool(database18, min_size=0, max_size=2)
-            )
-        else:
-            source = lambda: asyncpg.connect(database18)  # noqa: E731
-        bus = await stack.enter_async_context(PgNotifyBus(source, ["jobs"]))
+    await schema.install(database18)
+    async with (
+        source_of(kind, database18) as source,
+        PgNotifyBus(source, ["jobs"]) as bus,
+    ):
         receiver = bus.subscribe("jobs")
         assert receiver is not None
         async with bus.publisher() as publisher:
             await asyncio.gather(*(publisher.publish("jobs", str(n)) for n in range(100)))
+            await publisher.publish("jobs", LARGE)
+            await bus.notify("jobs", "beside it")
         async with asyncio.timeout(10):
-            assert [await receiver.recv() for _ in range(100)] == [str(n) for n in range(100)]
+            got = [await receiver.recv() for _ in range(102)]
+        got.remove("beside it")
+        assert got == [*(str(n) for n in range(100)), LARGE]
 
 
 async def test_without_the_table_only_what_is_too_large_is_not_sent(database: str) -> None:
