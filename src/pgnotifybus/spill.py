@@ -24,10 +24,17 @@ from pgnotifybus.links.base import Runner, ServerError
 from pgnotifybus.messages import GapReason
 from pgnotifybus.schema import prune_some
 
+# Anybody may notify of any size: a row that is much larger than it was said to be is not fetched.
+# Twice, as a few encodings take more bytes for a character than UTF-8 does.
 _FETCH: Final = """\
-SELECT payload.id::text, payload.channel, payload.payload
-  FROM {schema}.payloads AS payload
- WHERE payload.id = ANY (CAST(CAST($1 AS text) AS uuid[]))"""
+SELECT payload.id::text, payload.channel,
+       CASE WHEN pg_catalog.octet_length(payload.payload) <= 2 * wanted.size
+            THEN payload.payload END
+  FROM ROWS FROM (
+         pg_catalog.unnest(CAST(CAST($1 AS text) AS uuid[])),
+         pg_catalog.unnest(CAST(CAST($2 AS text) AS bigint[]))
+       ) AS wanted (id, size)
+  JOIN {schema}.payloads AS payload ON payload.id = wanted.id"""
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 _BATCH_ROWS: Final = 1000
@@ -35,6 +42,8 @@ _PATIENCE: Final = 60.0
 """The seconds for which a payload is tried to be fetched while there is no connection."""
 _PRUNE_INTERVAL: Final = 60.0  # seconds
 _PRUNE_ROWS: Final = 1000  # in one transaction
+# Whoever has locked one of the rows must not hold up what is to be fetched.
+_BEGIN_PRUNE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '100ms'"
 
 
 class _Wanted(NamedTuple):
@@ -99,8 +108,8 @@ class Fetcher:
                 size = sum(wanted.reference.size for wanted in batch)
                 async with self._side.use(size=size) as runner:
                     self._settle(batch, await self._fetch(runner, batch))
-                    backoff.lived(_PATIENCE)
-                    await self._prune(runner, loop.time())
+                backoff.lived(_PATIENCE)
+                await self._prune(loop.time())
             except Closed:
                 return
             except (ServerError, LinkError, FatalLinkError) as error:
@@ -113,11 +122,14 @@ class Fetcher:
                 # Whoever waits for these would wait for ever.
                 self._give_up(f"{type(error).__name__}: {error}")
 
-    async def _fetch(self, runner: Runner, batch: list[_Wanted]) -> dict[str, tuple[str, str]]:
-        """The rows that are there: by id, the channel and the payload."""
+    async def _fetch(
+        self, runner: Runner, batch: list[_Wanted]
+    ) -> dict[str, tuple[str, str | None]]:
+        """The rows that are there: by id, the channel, and the payload unless it is too large."""
+        sizes = {wanted.reference.row: wanted.reference.size for wanted in batch}
         query = _FETCH.format(schema=quote(self._schema))
-        rows = await runner.fetch(query, array([wanted.reference.row for wanted in batch]))
-        if len(rows) < len({wanted.reference.row for wanted in batch}):
+        rows = await runner.fetch(query, array(list(sizes)), array(list(map(str, sizes.values()))))
+        if len(rows) < len(sizes):
             # A standby may not have them yet; the server that has notified us has.
             [(in_recovery,)] = await runner.fetch("SELECT pg_catalog.pg_is_in_recovery()::text")
             if in_recovery == "true":
@@ -143,19 +155,24 @@ class Fetcher:
             batch.append(wanted)
         return batch
 
-    def _settle(self, batch: list[_Wanted], rows: dict[str, tuple[str, str]]) -> None:
-        expired = 0
+    def _settle(self, batch: list[_Wanted], rows: dict[str, tuple[str, str | None]]) -> None:
+        expired = larger = 0
         for wanted in batch:
             self._wanted.popleft()
-            channel, payload = rows.get(wanted.reference.row, (None, ""))
+            channel, payload = rows.get(wanted.reference.row, (None, None))
             # Whoever may notify could name any row: only one of the same channel is handed out.
-            if channel == wanted.shared.name:
-                wanted.shared.settle(wanted.position, payload)
-            else:
+            if channel != wanted.shared.name:
                 wanted.lose("expired")
                 expired += 1
+            elif payload is None:
+                wanted.lose("unreadable")
+                larger += 1
+            else:
+                wanted.shared.settle(wanted.position, payload)
         if expired:
             self._emit(observe.PayloadsLost("their rows are gone; is the retention too short?"))
+        if larger:
+            self._emit(observe.PayloadsLost("their rows are larger than was said"))
 
     def _give_up(self, why: str) -> None:
         wanted, self._wanted = self._wanted, deque()
@@ -164,14 +181,22 @@ class Fetcher:
         if wanted and not self._closed:
             self._emit(observe.PayloadsLost(why))
 
-    async def _prune(self, runner: Runner, now: float) -> None:
+    async def _prune(self, now: float) -> None:
         """Delete what is too old, now and then: who uses the table keeps it small."""
         if now < self._prune_at:
             return
+        self._prune_at = now + _PRUNE_INTERVAL
         try:
-            deleted = await prune_some(runner, self._schema, _PRUNE_ROWS)
+            async with self._side.use() as runner:
+                await runner.execute(_BEGIN_PRUNE)
+                try:
+                    deleted = await prune_some(runner, self._schema, _PRUNE_ROWS)
+                finally:
+                    await runner.execute("COMMIT")
         except ServerError as error:
-            self._prune_at = float("inf") if error.for_good else now + _PRUNE_INTERVAL
+            if error.for_good:
+                self._prune_at = float("inf")
             observe.logger.info("expired payloads are left to others to delete: %s", error)
-        else:  # if there were as many as may be, there are more: next time
-            self._prune_at = now if deleted == _PRUNE_ROWS else now + _PRUNE_INTERVAL
+        else:
+            if deleted == _PRUNE_ROWS:  # as many as may be at once: there are more
+                self._prune_at = now

@@ -325,7 +325,7 @@ async def test_a_burst_across_channels_takes_few_fetches(
             assert await take(receiver, 400) == [payload for to, payload in sent if to == name]
         with pg18.log_path.open("rb") as log:
             log.seek(start)
-            fetches = log.read().count(b"WHERE payload.id = ANY")
+            fetches = log.read().count(b"AS payload ON payload.id = wanted.id")
         # One for those of the first packet, and then a thousand at a time.
         assert 1 <= fetches <= 4
 

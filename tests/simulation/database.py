@@ -30,14 +30,13 @@ What = Literal[
     "silence after",
     "refuse",
     "crash after",
+    "half",
+    "slow",
 ]
 Door = Literal["open", "refuses", "hangs", "rejects"]
 
 _FIRST = 700
 """The id of the first transaction."""
-
-_COMMIT_SECONDS = 0.5
-"""How long a commit goes on after the connection was cut during it."""
 
 _ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
@@ -78,6 +77,9 @@ class SimulatedDatabase:
         self.poison: set[str] = set()
         """Payloads that make the statement fail for good."""
         self.tells_identity = True
+        self.queue_pages: str | None = None
+        self.commit_seconds = 0.5
+        """How long a commit goes on after the connection was cut during it, or takes if slow."""
         self.committed: list[Sent] = []
         self.transactions: dict[int, Transaction] = {}
         self.sessions: list[Session] = []
@@ -144,6 +146,8 @@ class Session:
         self.closed = False
         self._transaction: Transaction | None = None
         self._silent = False
+        self._failed = False
+        """Whether the transaction is aborted, and takes nothing but ROLLBACK."""
 
     def end(self) -> None:
         """The connection is gone, and what was not committed is undone."""
@@ -179,6 +183,8 @@ class Session:
         if "pg_xact_status" in sql:
             number = int(parameters[0] or "")
             return await self._statement("status", lambda: self._status(number))
+        if "max_notify_queue_pages" in sql:
+            return await self._statement(None, lambda: [(self._database.queue_pages,)])
         if "unnest" not in sql:
             return await self._statement(None, self._identity)
         channels, wires = (_elements(each or "") for each in parameters)
@@ -188,6 +194,8 @@ class Session:
         if self.lost.done():
             raise self.lost.result()
         await self._for(self._database.latency / 2)
+        if self._failed and run != self._rollback:
+            raise ServerError("current transaction is aborted", "25P02")
         what = self._database.take_fault(when) if when is not None else None
         match what:
             case "refuse":
@@ -198,6 +206,12 @@ class Session:
                 self.end()
             case "silence before":
                 self._silent = True
+            case "half":  # BEGIN has run, and what came with it has failed
+                self._begin()
+                self._failed = True
+                raise ServerError("canceling statement due to user request", "57014")
+            case "slow":
+                await self._for(self._database.commit_seconds)
             case _:
                 pass
         if self._silent:
@@ -208,7 +222,7 @@ class Session:
             transaction, self._transaction = self._transaction, None
             assert transaction is not None
             commit = partial(self._database.commit, transaction)
-            asyncio.get_running_loop().call_later(_COMMIT_SECONDS, commit)
+            asyncio.get_running_loop().call_later(self._database.commit_seconds, commit)
             self.end()
             raise self.lost.result()
         rows = run()
@@ -254,8 +268,9 @@ class Session:
 
     def _rollback(self) -> Rows:
         transaction, self._transaction = self._transaction, None
-        assert transaction is not None
-        transaction.state = "aborted"
+        self._failed = False
+        if transaction is not None:  # without one, the server only warns
+            transaction.state = "aborted"
         return []
 
     def _identity(self) -> Rows:

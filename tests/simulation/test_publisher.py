@@ -199,7 +199,7 @@ async def test_a_server_that_is_away_for_a_minute_costs_nothing_but_time() -> No
 
 async def test_much_data_has_more_time() -> None:
     """Otherwise a slow network would never get it through, and it would be tried for ever."""
-    database = SimulatedDatabase(latency=7.0)
+    database = SimulatedDatabase(latency=6.0)
     events: list[observe.Event] = []
     async with publisher_on(database, events.append, drain_timeout=100) as publisher:
         for n in range(400):

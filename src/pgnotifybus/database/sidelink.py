@@ -16,7 +16,7 @@ from pgnotifybus.links.base import HARMLESS, Connector, Outlet, Runner
 
 _CLOSE_SECONDS: Final = 2.0
 
-_SLOWEST: Final = 128 * 1024
+SLOWEST: Final = 128 * 1024
 """The bytes a second that even a slow network carries: much data has more time."""
 
 
@@ -64,8 +64,8 @@ class SideLink:
 
         Cancel safety: the connection is dropped, so that what has not been committed is not.
         """
-        patience = self._timeout + size / _SLOWEST
-        async with self._turn:
+        patience = self._timeout + size / SLOWEST
+        async with self._my_turn():
             outlet = await self._ready()
             good = False
             try:
@@ -86,6 +86,21 @@ class SideLink:
             finally:
                 if not good:
                     await self._drop()
+
+    @contextlib.asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(3 * self._connect_timeout + self._timeout):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise ConnectError(
+                f"{self._connector.describe()} did not answer those in front in time: nothing was "
+                "sent"
+            ) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def close(self) -> None:
         """End what is under way and close the connection. Twice is harmless."""
@@ -113,7 +128,13 @@ class SideLink:
                 raise ConnectError(
                     f"{self._connector.describe()} did not answer in time: nothing was sent"
                 ) from None
+            if self._has_ended():  # in the turn in which the connection came
+                await self._drop()
+                raise Closed("the bus has ended: nothing was sent")
         return self._outlet
+
+    def _has_ended(self) -> bool:
+        return self._closed
 
     def _patient(self, seconds: float) -> asyncio.Timeout:
         """A timeout that `close` can bring forward."""

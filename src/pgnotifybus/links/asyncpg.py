@@ -154,8 +154,8 @@ class AsyncpgLink:
         except asyncpg.PostgresError as error:
             if not _ends_session(self._connection, error):
                 self.heard_at = self._loop.time()
-                raise base.ServerError(str(error), error.sqlstate) from error
-            raise self._lose(LinkLost(str(error)), error) from error
+                raise base.ServerError(_say(error), error.sqlstate) from error
+            raise self._lose(LinkLost(_say(error)), error) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise self._lose(LinkLost(str(error) or type(error).__name__), error) from error
         self.heard_at = self._loop.time()
@@ -214,6 +214,9 @@ class PoolOutlet:
                 str(error) or "no connection of the pool is free",
                 getattr(error, "sqlstate", None),
             ) from error
+        except Exception as error:
+            # Of the pool's `init` or `setup`: as of a connection factory, it may pass.
+            raise connect_failure(self._where, f"{type(error).__name__}: {error}", None) from error
         good = False
         try:
             yield _Borrowed(connection)
@@ -253,10 +256,15 @@ class _Borrowed:
             return await getattr(self._connection, method)(*args)
         except asyncpg.PostgresError as error:
             if not _ends_session(self._connection, error):
-                raise base.ServerError(str(error), error.sqlstate) from error
-            raise LinkLost(str(error)) from error
+                raise base.ServerError(_say(error), error.sqlstate) from error
+            raise LinkLost(_say(error)) from error
         except _CONNECT_ERRORS as error:
             raise LinkLost(str(error) or type(error).__name__) from error
+
+
+def _say(error: asyncpg.PostgresError) -> str:
+    """What the server says, without its DETAIL: that may repeat a row, and what is in it."""
+    return str(error.args[0]) if error.args else type(error).__name__
 
 
 def _ends_session(connection: Any, error: asyncpg.PostgresError) -> bool:

@@ -132,16 +132,13 @@ class PsycopgPool(OwnConnections):
         return "the psycopg pool's server"
 
     async def connect(self, part: str, timeout: float) -> Link:
-        conninfo = self._pool.conninfo
-        if callable(conninfo):
-            conninfo = conninfo()
-            if inspect.isawaitable(conninfo):
-                conninfo = await conninfo
-        kwargs = self._pool.kwargs
-        if callable(kwargs):
-            kwargs = kwargs()
-            if inspect.isawaitable(kwargs):
-                kwargs = await kwargs
+        try:
+            conninfo = await _value_of(self._pool.conninfo)
+            kwargs = await _value_of(self._pool.kwargs)
+        except Exception as error:  # as of a connection factory, it may pass
+            raise connect_failure(
+                self.describe(), f"the pool's conninfo raised {type(error).__name__}", None
+            ) from error
         # What the pool wants of its Python objects is nothing to a link, which uses none of them.
         python_only = {
             "autocommit",
@@ -181,6 +178,10 @@ class AsyncpgPool:
         except _asyncpg_errors() as error:
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
+            ) from error
+        except Exception as error:  # of the pool's `init` or `setup`: it may pass
+            raise connect_failure(
+                self.describe(), f"{type(error).__name__}: {error}", None
             ) from error
 
         async def release() -> None:
@@ -263,6 +264,13 @@ class Factory(OwnConnections):
                 self.describe(), text, getattr(error, "sqlstate", None)
             ) from error
         return await _link_over(connection, part, timeout)
+
+
+async def _value_of(value: Any) -> Any:
+    """What a psycopg pool was given, or what the function that it was given says now."""
+    if callable(value):
+        value = value()
+    return await value if inspect.isawaitable(value) else value
 
 
 # -- what they share ------------------------------------------------------------------------------

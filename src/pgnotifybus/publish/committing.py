@@ -11,35 +11,40 @@ server it is, in terms that change with a crash, a failover, or another server.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from pgnotifybus.database.queries import Query, run
-from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.database.sidelink import SLOWEST, SideLink
 from pgnotifybus.errors import LinkError, PayloadTooLarge
 from pgnotifybus.links.base import Rows, Runner, ServerError
 from pgnotifybus.publish.message import Message
 from pgnotifybus.publish.statements import (
+    PAGE_BYTES,
     QUEUE_FULL,
     identify,
     make_room,
     may_spill,
+    queue_pages,
     send_many,
     status_of,
 )
 
 Outcome = Literal["committed", "aborted", "unknown"]
 
-# A server that has not heard our COMMIT must not keep the transaction open for ever.
-_BEGIN: Final = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'"
-)
+# A server that has not heard our COMMIT must not keep the transaction open for ever; much data may
+# take its time to get there. One borrowed from a pool may have a statement_timeout.
+_BEGIN: Final = """\
+BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; \
+SET LOCAL idle_in_transaction_session_timeout = '{seconds}s'"""
 _EPHEMERAL: Final = "; SET LOCAL synchronous_commit = off"
 
-_POLL_SECONDS: Final = 0.1
-_ENDING_SECONDS: Final = 30.0
-"""How long a transaction that is in progress is waited for: longer than a server that waits for
-our COMMIT keeps it, and longer than it needs to notice that we are gone."""
+_IDLE_SECONDS: Final = 10
+_POLL_SECONDS: Final = (0.1, 5.0)
+"""The shortest and the longest time between two questions about a transaction in progress."""
+
+_DENIED: Final = "42501"
 
 
 class InDoubt(Exception):
@@ -50,6 +55,10 @@ class InDoubt(Exception):
         self.transaction = transaction
         self.server = server
         """Which server it was; None if that could not be told."""
+
+
+class TooMuchAtOnce(ServerError):
+    """The server has no room for so many notifications in one transaction; nothing was sent."""
 
 
 class Committer:
@@ -67,7 +76,9 @@ class Committer:
         self._schema = schema
         self._begin = _BEGIN if durable else _BEGIN + _EPHEMERAL
         self._may_identify: bool | None = None
-        """Whether the server tells us which one it is; None before it was asked."""
+        """Whether the server tells us which one it is; None before this one was asked."""
+        self._max_bytes = math.inf
+        """How many bytes of notifications it takes in one transaction."""
         self.committing = False
         """Whether a COMMIT was sent and not answered: what it commits may be sent."""
 
@@ -80,6 +91,7 @@ class Committer:
 
         Raises:
             ServerError: If the server refused; nothing was sent.
+            TooMuchAtOnce: If the batch must be sent in parts.
             PayloadTooLarge: If one would have to be spilled and cannot be; nothing was sent.
             LinkError, FatalLinkError, Closed: If there was no connection, or it was lost before the
                 commit; nothing was sent.
@@ -99,9 +111,10 @@ class Committer:
                 except ServerError as error:  # which has ended the transaction
                     self.committing = False
                     if error.sqlstate == QUEUE_FULL:
-                        await _answers(runner, make_room())
+                        await _fetch(runner, make_room())
                     raise
         except LinkError as error:
+            self._may_identify = None
             if self.committing:
                 assert transaction is not None
                 raise InDoubt(transaction, server) from error
@@ -118,8 +131,7 @@ class Committer:
         """
         if doubt.server is None:
             return "unknown"
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _ENDING_SECONDS
+        delay, longest = _POLL_SECONDS
         while True:
             try:
                 async with self._side.use() as runner:
@@ -134,8 +146,11 @@ class Committer:
                     return "committed"
                 case "aborted":
                     return "aborted"
-                case "in progress" if loop.time() < until:
-                    await asyncio.sleep(_POLL_SECONDS)
+                case "in progress":
+                    # However long that takes, for a synchronous standby, say: sending it again
+                    # would be sending it twice.
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, longest)
                 case _:
                     return "unknown"
 
@@ -148,21 +163,39 @@ class Committer:
             ServerError, PayloadTooLarge: If that cannot be; the transaction is rolled back.
         """
         if self._may_identify is None:
-            self._may_identify = await _answers(runner, identify())
+            await self._get_to_know(runner)
+        size = sum(message.size for message in batch)
+        if size > self._max_bytes and len(batch) > 1:
+            raise TooMuchAtOnce("the notification queue is too small for the batch", None)
         spilled = next((message for message in batch if message.wire is None), None)
-        await runner.execute(self._begin)
         try:
+            await runner.execute(self._begin.format(seconds=_IDLE_SECONDS + size // SLOWEST))
             if spilled is not None:
                 await run(may_spill(spilled, self._schema), runner)
-            query = send_many(batch, self._schema, identify=self._may_identify)
+            query = send_many(batch, self._schema, identify=bool(self._may_identify))
             asyncio.get_running_loop().call_soon(on_sent)
             [(count, transaction, server)] = await _fetch(runner, query)
-        except (ServerError, PayloadTooLarge):
+        except (ServerError, PayloadTooLarge) as error:
             await runner.execute("ROLLBACK")
-            raise
+            asked = self._may_identify
+            if not asked or not isinstance(error, ServerError) or error.sqlstate != _DENIED:
+                raise
+            # Perhaps only that we ask who it is has been forbidden meanwhile.
+            if await self._get_to_know(runner):
+                raise
+            return await self._prepare(runner, batch, on_sent)
         assert count == str(len(batch))
         assert transaction is not None
         return transaction, server
+
+    async def _get_to_know(self, runner: Runner) -> bool:
+        """Ask what can be asked of this server; whether it tells which one it is."""
+        self._may_identify = await _answers(runner, identify())
+        [(pages,)] = await _fetch(runner, queue_pages())
+        # A transaction that finds no room is refused, again and again, and fills the queue with
+        # what nobody will read: so no batch takes more than a quarter of it.
+        self._max_bytes = math.inf if pages is None else int(pages) * PAGE_BYTES / 4
+        return self._may_identify
 
 
 async def _fetch(runner: Runner, query: Query) -> Rows:
@@ -170,9 +203,11 @@ async def _fetch(runner: Runner, query: Query) -> Rows:
 
 
 async def _answers(runner: Runner, query: Query) -> bool:
-    """Whether the server answers a query, outside a transaction, and does not refuse it."""
+    """Whether the server answers a query, outside a transaction, and does not forbid it."""
     try:
         await _fetch(runner, query)
-    except ServerError:
+    except ServerError as error:
+        if not error.for_good:
+            raise
         return False
     return True

@@ -26,12 +26,12 @@ async def send(side: SideLink, message: Message, schema: str) -> None:
     try:
         async with side.use(size=message.size) as runner:
             try:
-                await run(send_one(message, schema, ours=True), runner)
+                await run(send_one(message, schema), runner)
             except ServerError as error:
                 if error.sqlstate != QUEUE_FULL:
                     raise
                 await runner.fetch(make_room().sql)
-                await run(send_one(message, schema, ours=True), runner)
+                await run(send_one(message, schema), runner)
     except ServerError as error:
         raise LinkError(f"the server refused the notification: {error}") from error
     except LinkLost as error:

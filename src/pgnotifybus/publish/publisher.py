@@ -25,11 +25,12 @@ from pgnotifybus.errors import (
     LinkError,
     PayloadTooLarge,
     PgNotifyBusError,
-    PublishFailed,
 )
 from pgnotifybus.links.base import ServerError
-from pgnotifybus.publish.committing import Committer, InDoubt
+from pgnotifybus.publish.committing import Committer, InDoubt, TooMuchAtOnce
+from pgnotifybus.publish.failures import Failure, Failures
 from pgnotifybus.publish.message import Envelope, Message, message
+from pgnotifybus.publish.room import Room
 from pgnotifybus.typed import Channel
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ T = TypeVar("T")
 Delivery = Literal["at-least-once", "at-most-once"]
 
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+_YIELD_EVERY: Final = 1024
+"""After so many messages `publish` lets others have their turn: some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +121,18 @@ class Publisher:
         self._news = asyncio.Event()
         """Something has been taken, or somebody wants it sent now."""
         self._settled = Parking()
+        """Those who flush."""
+        self._room = Room()
         self._flush_upto = 0
         self._pressed = False
-        """Somebody had no room: lingering would bring nothing more."""
+        """Lingering would bring nothing: somebody had no room, or it could not leave before."""
         self._task: asyncio.Task[None] | None = None
         self._closed: str | None = None
         """Why nothing is taken any more."""
-        self._unsent: list[tuple[str, str]] = []
-        self._unknown: list[tuple[str, str]] = []
-        self._failed_bytes = 0
-        self._overdue = False
-        """Whether there are so many failures that whoever publishes next has to be told."""
+        self._abandoned = False
+        self._failures = Failures(settings.capacity, settings.capacity_bytes)
         self._collapses = settings.collapse_duplicates
         self._envelope = settings.envelope
-        self._reason = ""
         self._committing: list[int] = []
         """The messages of the present transaction, by their numbers."""
         self._doubtful: set[int] = set()
@@ -172,7 +173,7 @@ class Publisher:
         Cancel safety: cancelling gives up what has not been sent, and then raises.
         """
         await self.end("the publisher is closed")
-        failure = self._take_failure()
+        failure = self._failures.take()
         if failure is not None:
             if error is None:
                 raise failure
@@ -212,7 +213,8 @@ class Publisher:
             BufferFull: If there is none; the message is not taken.
         """
         self._check_open()
-        if not self._take(message(channel, payload, envelope or self._envelope), key):
+        checked = message(channel, payload, envelope or self._envelope)
+        if self._room.taken or not self._take(checked, key):
             raise BufferFull(
                 f"the publisher holds {self._outbox.held} messages of {self._outbox.bytes} bytes: "
                 "await publish, which waits for room"
@@ -271,8 +273,21 @@ class Publisher:
         if self._closed is not None or self._task is None:
             self._check_open()
         checked = message(channel, payload, envelope or self._envelope)
-        while not self._take(checked, key):
-            await self._settled.park()
+        if not self._outbox.taken % _YIELD_EVERY:
+            await asyncio.sleep(0)  # who publishes without end must let others have their turn
+        if not self._room.taken and self._take(checked, key):
+            return
+        in_front = False
+        while True:
+            await self._room.wait(in_front=in_front)
+            in_front = True
+            try:
+                if self._take(checked, key):
+                    self._room.wake()
+                    return
+            except BaseException:
+                self._room.wake()
+                raise
 
     async def flush(self) -> None:
         """Send what was taken so far without lingering, and wait until it is settled.
@@ -280,16 +295,18 @@ class Publisher:
         While the server is away this waits; give it a timeout of your own if that is too long.
 
         Raises:
-            PublishFailed: If messages were not sent, or it is not known whether they were, since
-                the last time somebody was told. It names each of them; the rest is committed.
+            PublishFailed: If messages that were taken before this call were not sent, or it is not
+                known whether they were, and nobody was told before. It names each of them; the
+                rest is committed.
             Closed: If the publisher or the bus has ended.
             RuntimeError: If the publisher has not been entered.
 
         Cancel safety: cancelling changes nothing; what was taken will be sent.
         """
         self._check_open()
-        await self._drained(self._outbox.taken)
-        failure = self._take_failure()
+        with self._failures.hearing(self._outbox.taken) as hearing:
+            await self._drained(hearing.upto)
+        failure = hearing.error()
         if failure is not None:
             raise failure
 
@@ -313,7 +330,7 @@ class Publisher:
         Cancel safety: what has not been sent is given up, and then it raises.
         """
         self._closed = self._closed or why
-        self._settled.wake()  # those who wait for room
+        self._room.wake_all()
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout):
@@ -327,6 +344,7 @@ class Publisher:
         """End at once; what has not been sent is given up, and told at the end."""
         task = self._task
         cancelled: asyncio.CancelledError | None = None
+        self._abandoned = True
         if task is not None:
             task.cancel()
             while not task.done():
@@ -350,9 +368,9 @@ class Publisher:
         # The inner loop of sending: a microsecond here is a microsecond a message.
         if self._closed is not None:
             raise Closed(f"{self._closed}: the message was not taken")
-        if self._overdue:
+        if self._failures.overdue:
             # Nobody has asked, and what is told at the end must not fill the memory until then.
-            failure = self._take_failure()
+            failure = self._failures.take()
             assert failure is not None
             raise failure
         channel, _, size, wire, _ = checked
@@ -364,6 +382,8 @@ class Publisher:
             self._pressed = True
             self._news.set()
             return False
+        if keyed is not None:
+            self._settled.wake()  # it may have replaced what somebody waits for
         waiting = self._outbox.waiting
         if waiting == 1 or waiting == self._settings.batch_size:
             self._news.set()
@@ -380,11 +400,14 @@ class Publisher:
             while True:
                 await self._gather()
                 batch = self._outbox.leave(self._settings.batch_size, _MAX_BATCH_BYTES)
-                self._pressed = False
+                # What had to stay, as it may not leave with the others, has lingered long enough.
+                self._pressed = self._outbox.waiting > 0 and len(batch) < self._settings.batch_size
                 await self._send(batch)
-        except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
+        except BaseException as error:  # a source of the user's may raise anything
+            if self._abandoned:
+                raise
             # A source that brings no connection, say: what is held is told as not sent at the end.
-            self._closed = f"the publisher cannot work: {error}"
+            self._closed = f"the publisher cannot work: {str(error) or type(error).__name__}"
             observe.logger.error("%s", self._closed, exc_info=error)
             self._give_up(self._closed)
 
@@ -412,20 +435,24 @@ class Publisher:
                     outcome = await self._committer.outcome(doubt)
                     if outcome == "committed":
                         break
-                    if outcome == "unknown" and self._settings.delivery == "at-most-once":
-                        self._refuse(batch, "the connection was lost in a commit", unknown=True)
-                        return
                     if outcome == "unknown":
+                        if self._settings.delivery == "at-most-once":
+                            self._refuse(batch, "the connection was lost in a commit", unknown=True)
+                            return
                         self._doubtful.update(self._committing)
+                        await self._wait(_cause(doubt))
                     doubt = None
                 self._committing = [item.number for item in batch]
                 await self._committer.commit(
-                    [item.message for item in batch], on_sent=self._settled.wake
+                    [item.message for item in batch], on_sent=self._room.wake
                 )
                 break
             except InDoubt as error:
                 doubt = error
                 self._emit(observe.PublishDelayed(_cause(error), self._outbox.held, 0.0))
+            except TooMuchAtOnce:
+                await self._send_halves(batch)
+                return
             except (ServerError, PayloadTooLarge) as error:
                 if isinstance(error, PayloadTooLarge) or error.for_good:
                     await self._send_apart(batch, error)
@@ -436,13 +463,15 @@ class Publisher:
         self._backoff.lived(float("inf"))
         self._totals["commits"] += 1
         self._totals["sent"] += len(batch)
-        self._doubtful.clear()
         for item in batch:
             self._outbox.settle(item)
+        if self._doubtful:
+            self._doubtful.difference_update(item.number for item in batch)
+        self._settled.wake()
         # If the next batch leaves at once, whoever waits for room is woken when that is on its way:
         # many tasks fill the buffer while the server works, and not before it can begin.
         if self._outbox.waiting < self._settings.batch_size:
-            self._settled.wake()
+            self._room.wake()
 
     async def _send_apart(
         self, batch: list[Item[Message]], error: ServerError | PayloadTooLarge
@@ -451,12 +480,15 @@ class Publisher:
         if len(batch) == 1:
             self._refuse(batch, str(error), unknown=False)
             return
+        await self._send_halves(batch)
+
+    async def _send_halves(self, batch: list[Item[Message]]) -> None:
         half = len(batch) // 2
         await self._send(batch[:half])
         await self._send(batch[half:])
 
     async def _wait(self, error: Exception) -> None:
-        self._settled.wake()
+        self._room.wake()
         delay = self._backoff.next_delay()
         self._emit(observe.PublishDelayed(error, self._outbox.held, delay))
         await asyncio.sleep(delay)
@@ -464,35 +496,26 @@ class Publisher:
     def _refuse(self, batch: list[Item[Message]], why: str, *, unknown: bool) -> None:
         for item in batch:
             self._outbox.settle(item)
-            self._fail(item, why, unknown=unknown)
-        self._settled.wake()
-        self._emit(observe.PublishRefused(batch[0].message.channel, len(batch), why))
+        self._fail(batch, why, unknown=unknown)
 
     def _give_up(self, why: str) -> None:
         """Nothing more will be sent: account for all that is held."""
         if self._committer.committing:  # that was cut off
             self._doubtful.update(self._committing)
-        for item in self._outbox.drain():
-            self._fail(item, why, unknown=item.number in self._doubtful)
+        self._fail(self._outbox.drain(), why, unknown=False)
+        self._room.wake_all()
+
+    def _fail(self, items: list[Item[Message]], why: str, *, unknown: bool) -> None:
+        for item in items:
+            perhaps_sent = unknown or item.number in self._doubtful
+            self._totals["unknown" if perhaps_sent else "unsent"] += 1
+            pair = (item.message.channel, item.message.payload)
+            self._failures.add(Failure(item.number, pair, item.size, perhaps_sent, why))
+            self._doubtful.discard(item.number)
         self._settled.wake()
-
-    def _fail(self, item: Item[Message], why: str, *, unknown: bool) -> None:
-        pair = (item.message.channel, item.message.payload)
-        (self._unknown if unknown else self._unsent).append(pair)
-        self._failed_bytes += item.size
-        self._overdue = (
-            len(self._unsent) + len(self._unknown) >= self._outbox.capacity
-            or self._failed_bytes >= self._outbox.max_bytes
-        )
-        self._totals["unknown" if unknown else "unsent"] += 1
-        self._reason = why
-
-    def _take_failure(self) -> PublishFailed | None:
-        if not self._unsent and not self._unknown:
-            return None
-        failure = PublishFailed(self._reason, self._unsent, self._unknown)
-        self._unsent, self._unknown, self._failed_bytes, self._overdue = [], [], 0, False
-        return failure
+        self._room.wake()
+        if items:
+            self._emit(observe.PublishRefused(items[0].message.channel, len(items), why))
 
 
 def _cause(error: InDoubt) -> Exception:

@@ -19,7 +19,7 @@ from pgnotifybus.publish.message import Message
 # from a crash, as they cannot be trusted then; the timeline changes with a failover.
 _IDENTITY: Final = """\
 (SELECT pg_catalog.concat_ws(' ', system.system_identifier, checkpoint.timeline_id,
-                              pg_catalog.pg_stat_get_bgwriter_stat_reset_time())
+                              extract(epoch FROM pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))
    FROM pg_catalog.pg_control_system() AS system,
         pg_catalog.pg_control_checkpoint() AS checkpoint)"""
 
@@ -55,7 +55,8 @@ WITH spilled AS (
 _MAY_SPILL: Final = """\
 SELECT (pg_catalog.has_schema_privilege(space.oid, 'USAGE')
         AND pg_catalog.has_table_privilege(class.oid, 'INSERT'))::text::name,
-       pg_catalog.current_setting('transaction_read_only')::name
+       (pg_catalog.current_setting('transaction_read_only') = 'on'
+        AND NOT pg_catalog.pg_is_in_recovery())::text::name
   FROM pg_catalog.pg_class AS class
   JOIN pg_catalog.pg_namespace AS space ON space.oid = class.relnamespace
  WHERE space.nspname = CAST($1 AS text) AND class.relname = 'payloads' AND class.relkind = 'r'"""
@@ -63,6 +64,15 @@ SELECT (pg_catalog.has_schema_privilege(space.oid, 'USAGE')
 
 QUEUE_FULL: Final = "54000"
 """The SQLSTATE of a commit for whose notifications there is no room in the server's queue."""
+
+
+PAGE_BYTES: Final = 8192
+"""BLCKSZ, in which max_notify_queue_pages counts (PostgreSQL 17 and later)."""
+
+
+def queue_pages() -> Query:
+    """Ask how many pages the notification queue has; null where that cannot be set, and is 8 GB."""
+    return Query("SELECT pg_catalog.current_setting('max_notify_queue_pages', true)", ())
 
 
 def make_room() -> Query:
@@ -75,14 +85,12 @@ def make_room() -> Query:
     return Query("SELECT pg_catalog.pg_notification_queue_usage()::text", ())
 
 
-def send_one(message: Message, schema: str, *, ours: bool = False) -> Script[None]:
+def send_one(message: Message, schema: str) -> Script[None]:
     """Send one message, in whatever transaction the connection is in.
 
     Args:
         message: What to send.
         schema: The schema of the spill table.
-        ours: Whether the connection is ours: then a read-only server, which may be a standby by
-            now, is left to say so itself, as there is no transaction that this could abort.
 
     Raises:
         PayloadTooLarge: If it would have to be spilled and cannot be; nothing has failed in the
@@ -91,22 +99,17 @@ def send_one(message: Message, schema: str, *, ours: bool = False) -> Script[Non
     if message.wire is not None:
         yield Query(NOTIFY, (message.channel, message.wire))
         return
-    read_only = yield from may_spill(message, schema)
-    if read_only and not ours:
-        raise _too_large(
-            message, "it would have to go into the spill table, and this transaction is read-only"
-        )
+    yield from may_spill(message, schema)
     row = new_row()
     wire = refer(row, message.size, message.stamp)
     sql = _SPILL_ONE.format(schema=quote(schema))
     yield Query(sql, (row, message.channel, message.payload, wire))
 
 
-def may_spill(message: Message, schema: str) -> Script[bool]:
+def may_spill(message: Message, schema: str) -> Script[None]:
     """Ask whether the spill table is there and may be written.
 
-    Returns:
-        Whether it would fail all the same, as the transaction is read-only.
+    A standby is left to refuse by itself: it refuses every notification, and may be a primary soon.
 
     Raises:
         PayloadTooLarge: If it is not, or may not.
@@ -127,7 +130,10 @@ def may_spill(message: Message, schema: str) -> Script[bool]:
             f"it would have to go into {table}, which this role may not write: GRANT USAGE ON "
             f"SCHEMA {quote(schema)}, and GRANT INSERT ON {table}, to it",
         )
-    return read_only != "off"
+    if read_only == "true":
+        raise _too_large(
+            message, "it would have to go into the spill table, and the transaction is read-only"
+        )
 
 
 def _too_large(message: Message, advice: str) -> PayloadTooLarge:

@@ -21,7 +21,7 @@ from pgnotifybus.publish.statements import new_row, send_many, send_one
 NOISE = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(9_000))
 """It does not fit into a notification, not even compressed."""
 
-MAY: Rows = [("true", "off")]
+MAY: Rows = [("true", "false")]
 """What the server answers where the table is there and may be written."""
 
 
@@ -76,9 +76,9 @@ def test_what_does_not_fit_is_spilled_if_the_server_says_that_it_may(schema: str
     ("rows", "advice"),
     [
         ([], r"schema install.*send a key"),
-        ([("false", "off")], r'GRANT INSERT ON "my ""own"""\.payloads'),
-        ([(None, "off")], "GRANT USAGE"),
-        ([("true", "on")], "read-only"),
+        ([("false", "false")], r'GRANT INSERT ON "my ""own"""\.payloads'),
+        ([(None, "false")], "GRANT USAGE"),
+        ([("true", "true")], "read-only"),
     ],
 )
 def test_what_cannot_be_spilled_is_refused_before_anything_can_fail(
