@@ -193,11 +193,10 @@ async def remove(
     async with _errand(source, driver, f"remove the trigger of {table}", lock_timeout) as runner:
         name = await database.resolve(runner, table)
         await runner.execute(database.BEGIN + alone)
-        found = await database.find(runner, name.oid)
-        gone = trigger_plan.orphans(found, name.schemas, name.table, channel)
-        if name.oid is not None:
-            gone += trigger_plan.attached(found, name.oid, channel)
-        elif not gone:
+        # Without a table, only what no table has; what others have may be of a newer version.
+        found = await database.find(runner, name.oid or "0")
+        gone = trigger_plan.to_drop(found, name.oid, name.schemas, name.table, channel)
+        if name.oid is None and not gone:
             raise SchemaError(f"there is no table {table}")
         await runner.execute(f"{trigger_plan.to_remove(gone)}\nCOMMIT")
     return len(gone)

@@ -270,6 +270,30 @@ async def test_a_table_that_is_made_anew_gets_it_anew(orders: str) -> None:
     assert await made(orders) == []
 
 
+async def test_of_two_for_one_channel_one_is_left(database: str) -> None:
+    """As a script may put there that was printed where the names were not yet taken."""
+    await execute(database, ORDERS)
+    wish: dict[str, Any] = {"channel": "ch", "columns": ["status"]}
+    script = await triggers.sql(database, "orders", **wish)
+    await triggers.install(database, "orders", channel="ch")
+    await execute(database, f"ALTER TABLE orders RENAME TO former; {ORDERS}")
+    await triggers.install(database, "orders", channel="ch")  # under another name than in there
+    await execute(database, "DROP TABLE former")
+    await execute(database, script)
+    assert sorted((each.columns or ()) for each in await triggers.list(database)) == [
+        (),
+        ("status",),
+    ]
+    merged = await triggers.sql(database, "orders", **wish)
+    assert await triggers.install(database, "orders", **wish) is True
+    assert await triggers.list(database) == [replace(PLAIN, columns=("status",))]
+    assert len(await made(database)) == 5
+    assert await triggers.install(database, "orders", **wish) is False
+    for _ in range(2):
+        await execute(database, merged)
+        assert await triggers.list(database) == [replace(PLAIN, columns=("status",))]
+
+
 # -- for migrations -------------------------------------------------------------------------------
 
 
@@ -466,6 +490,32 @@ async def test_what_a_newer_version_has_made_is_left_alone(orders: str) -> None:
     assert await made(orders) == before
 
 
+async def test_what_a_newer_version_has_left_of_another_table_stops_nobody(orders: str) -> None:
+    await execute(orders, "CREATE TABLE other (id int PRIMARY KEY)")
+    await triggers.install(orders, "other", channel="ch")
+    await execute(
+        orders,
+        """DO $$ BEGIN EXECUTE (
+             SELECT replace(pg_get_functiondef(oid), '{"version":1', '{"version":2')
+               FROM pg_proc WHERE oid >= 16384); END $$""",
+    )
+    assert await triggers.install(orders, "orders", channel="ch") is True
+    await execute(orders, "DROP TABLE other")
+    assert await triggers.install(orders, "orders", channel="ch") is False
+    assert await triggers.list(orders) == [PLAIN]
+    assert await triggers.remove(orders, "orders") == 1
+    assert len(await made(orders)) == 1
+
+
+async def test_a_column_that_is_not_stored_any_more_makes_it_stale(orders: str) -> None:
+    await triggers.install(orders, "orders", channel="ch", columns=["status"])
+    await execute(orders, "ALTER TABLE orders DROP status")
+    await execute(orders, "ALTER TABLE orders ADD status text GENERATED ALWAYS AS ('x') VIRTUAL")
+    assert await triggers.list(orders) == [replace(PLAIN, columns=("status",), state="stale")]
+    with pytest.raises(SchemaError, match="make it STORED"):
+        await triggers.install(orders, "orders", channel="ch", columns=["status"])
+
+
 # -- rights ---------------------------------------------------------------------------------------
 
 
@@ -508,6 +558,25 @@ async def test_no_function_of_another_role_is_taken_over(orders: str, stranger: 
     )
     assert [owner for _, owner in called] == ["postgres"]
     assert called[0][0] != name
+
+
+async def test_what_a_stranger_has_left_does_not_stop_the_owner(orders: str, stranger: str) -> None:
+    """Anybody who may create functions can write that one is for this table."""
+    await execute(orders, "ALTER TABLE orders OWNER TO stranger")
+    await execute(orders, "GRANT CREATE ON SCHEMA public TO stranger")
+    await triggers.install(stranger, "orders", channel="ch")
+    await execute(
+        orders,
+        """DO $$ BEGIN EXECUTE (
+             SELECT replace(pg_get_functiondef(oid), 'public.pgnotifybus', 'public.other')
+               FROM pg_proc WHERE oid >= 16384); END $$""",
+    )
+    assert await triggers.remove(stranger, "orders") == 1
+    assert [each.state for each in await triggers.list(stranger)] == ["orphaned"]
+    await execute(orders, "DROP TABLE orders")
+    with pytest.raises(SchemaError, match="42501"):
+        await triggers.remove(stranger, "orders")
+    assert await triggers.remove(orders, "orders") == 1
 
 
 # -- sources --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -11,9 +12,10 @@ import pytest
 from psycopg import sql
 
 from pgnotifybus import triggers
+from pgnotifybus.core.trigger_body import VARIABLES
 from pgnotifybus.errors import SchemaError
 from support.sql import execute
-from support.told import Told, change, keys_only, reread, told_on
+from support.told import AT_BYTES, Told, change, keys_only, reread, told_on
 
 ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, status text, total numeric)"
 
@@ -167,6 +169,20 @@ async def test_the_same_twice_in_a_transaction_is_told_once(told: Told) -> None:
     assert await told.by(update, update) == [change("update", *ids(1))] * 2
 
 
+async def test_a_value_that_comes_back_in_a_transaction_is_told_each_time(
+    told: Told, database: str
+) -> None:
+    """Otherwise the last that is told would not be what is there: PostgreSQL drops repetitions."""
+    await triggers.install(database, "orders", channel="ch", columns=["status"])
+    await told.by("INSERT INTO orders VALUES (1, 'a')")
+    before = time.time()
+    to = [f"UPDATE orders SET status = '{status}'" for status in "baba"]
+    assert await told.by("BEGIN", *to, "COMMIT") == [
+        change("update", {"id": 1, "status": status}) for status in "baba"
+    ]
+    assert before - 60 < told.at[0] < told.at[1] < told.at[2] < told.at[3] < before + 60
+
+
 # -- keys -----------------------------------------------------------------------------------------
 
 
@@ -314,6 +330,7 @@ async def test_what_is_told_fits_to_the_last_byte(told: Told, database: str, let
     """Trap 25: a byte too many would abort the user's write."""
     await triggers.install(database, "orders", channel="ch", columns=["status"])
     frame = len('{"schema":"public","table":"orders","op":"insert","rows":[{"id":1,"status":""}]}')
+    frame += AT_BYTES
     size = len(json.dumps(letter, ensure_ascii=False).encode()) - 2
     count, rest = divmod(7_999 - frame, size)
     fits, over = letter * count + "x" * rest, letter * count + "x" * (rest + 1)
@@ -431,6 +448,42 @@ async def test_values_of_all_kinds_are_told(told18: Told, database18: str) -> No
     assert told18.warnings == []
 
 
+async def test_a_change_is_told_however_the_session_rounds_floats(
+    told: Told, database: str
+) -> None:
+    """With `extra_float_digits` at 0 both would look the same, and the change be lost."""
+    await told.by("ALTER TABLE orders ADD ratio float8, ADD spot point")
+    await triggers.install(database, "orders", channel="ch", columns=["ratio", "spot"])
+    await told.by("INSERT INTO orders (id, ratio, spot) VALUES (1, 1, '(1,1)')")
+    for digits, ratio in ((0, "1.0000000000000002"), (-15, "1.4")):
+        await told.by(f"SET extra_float_digits = {digits}")
+        [found] = await told.by(f"UPDATE orders SET ratio = {ratio}")
+        assert found["rows"] == [{"id": 1, "ratio": float(ratio), "spot": "(1,1)"}]
+    [found] = await told.by("UPDATE orders SET spot = '(1.2,1)'")
+    assert found["rows"][0]["spot"] == "(1.2,1)"
+    assert await told.by("UPDATE orders SET ratio = ratio", "SHOW extra_float_digits") == []
+
+
+async def test_a_key_is_spelled_the_same_for_every_writer(told18: Told, database18: str) -> None:
+    """Else who keeps rows by their keys would not know them again."""
+    await told18.by("CREATE TABLE orders (a bytea, b interval, c daterange, d float8)")
+    await triggers.install(database18, "orders", channel="ch", key=["a", "b", "c", "d"])
+    insert = (
+        "INSERT INTO orders VALUES ('\\x00ff', '1 mon 2 days 3:00', '[2020-01-02,2020-03-04)', 0.1)"
+    )
+    await told18.by(insert)
+    expected = told18.raw
+    await told18.by(
+        "SET bytea_output = escape",
+        "SET intervalstyle = iso_8601",
+        "SET datestyle = 'German, DMY'",
+        "SET extra_float_digits = -10",
+    )
+    await told18.by(insert)
+    assert told18.raw == expected
+    assert '"b":"1 mon 2 days 03:00:00","c":"[2020-01-02,2020-03-04)","d":0.1}' in expected[0]
+
+
 NAMES = [
     "Mixed Case",
     "o'clock",
@@ -462,8 +515,9 @@ async def test_any_name_will_do_for_anything(told18: Told, database18: str, name
         create = "CREATE SCHEMA {0}; CREATE TABLE {0}.{0} ({0} int PRIMARY KEY, id text)"
     await told18.connection.execute(sql.SQL(create).format(quoted))
     table = quoted.as_string(told18.connection)
+    bare = f"{table}.{table}" if name in VARIABLES else table
     async with told_on(database18, name) as told:
-        for when in (None, f"{table}.{table} > 0 AND {table} < 9"):
+        for when in (None, f"{table}.{table} > 0 AND {bare} < 9"):
             await triggers.install(
                 database18, f"{table}.{table}", channel=name, columns=["id"], when=when
             )
@@ -501,7 +555,7 @@ async def test_a_database_in_another_encoding_counts_its_own_bytes(
             frame = len(
                 '{"schema":"public","table":"orders","op":"insert","rows":[{"id":1,"status":""}]}'
             )
-            text = "é" * (7_999 - frame)
+            text = "é" * (7_999 - frame - AT_BYTES)
             await told.connection.execute("INSERT INTO orders VALUES (1, %s)", [text])
             assert await told.by() == [change("insert", {"id": 1, "status": text})]
             assert await told.by("UPDATE orders SET status = status || 'x'") == [
@@ -655,6 +709,56 @@ async def test_a_condition_that_fails_does_not_abort_the_write(told: Told, datab
     assert await told.by("INSERT INTO orders VALUES (1, 'x', 0)") == [reread("insert")]
     assert "division by zero" in told.warnings[0]
     assert await told.by("UPDATE orders SET total = 1") == [reread("update")]
+
+
+async def test_casts_that_were_made_implicit_do_not_abort_the_write(
+    told: Told, database: str
+) -> None:
+    """As some do for applications of old; `text || number` is ambiguous then."""
+    casts = [f"CAST ({number} AS text)" for number in ("int", "bigint", "numeric")]
+    await told.by(*(f"CREATE {cast} WITH INOUT AS IMPLICIT" for cast in casts))
+    await triggers.install(database, "orders", channel="ch", columns=["status"])
+    insert = "INSERT INTO orders SELECT generate_series(1, 1000)"
+    assert await told.by(insert) == [reread("insert", 1000)]
+    assert await told.by("UPDATE orders SET status = 'x' WHERE id = 1") == [
+        change("update", {"id": 1, "status": "x"})
+    ]
+    assert await told.by("TRUNCATE orders") == [reread("truncate")]
+    assert told.warnings == []
+
+
+async def test_an_assertion_in_a_condition_does_not_abort_the_write(
+    told18: Told, database18: str
+) -> None:
+    """PL/pgSQL does not count it among OTHERS."""
+    await told18.by(
+        ORDERS,
+        "CREATE FUNCTION sure() RETURNS bool LANGUAGE plpgsql AS "
+        "$$ BEGIN ASSERT false, 'not sure'; RETURN true; END $$",
+    )
+    await triggers.install(database18, "orders", channel="ch", when="public.sure()")
+    assert await told18.by("INSERT INTO orders VALUES (1)") == [reread("insert")]
+    assert "not sure" in told18.warnings[0]
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES))
+@pytest.mark.parametrize("key", [None, []])
+async def test_a_condition_never_means_a_variable_of_the_function(
+    told18: Told, database18: str, name: str, key: list[str] | None
+) -> None:
+    """After its column was renamed, its rows would meet the condition no more, in silence."""
+    await told18.by(f"CREATE TABLE orders (id int PRIMARY KEY, {name} text)")
+    with pytest.raises(SchemaError, match=r'ambiguous.*"orders"\.column: PL/pgSQL'):
+        await triggers.install(database18, "orders", channel="ch", when=f"{name} = 'x'", key=key)
+    condition = f"orders.{name} = 'x'"
+    await triggers.install(database18, "orders", channel="ch", when=condition, key=key)
+    insert = "INSERT INTO orders VALUES ({}, 'x'), ({}, 'y')"
+    assert await told18.by(insert.format(1, 2)) == [
+        change("insert", *ids(1)) if key is None else reread("insert", 2)
+    ]
+    await told18.by(f"ALTER TABLE orders RENAME {name} TO renamed")
+    assert await told18.by(insert.format(3, 4)) == [reread("insert")]
+    assert len(told18.warnings) == 1
 
 
 async def test_what_asks_for_another_try_goes_through(told18: Told, database18: str) -> None:

@@ -12,6 +12,9 @@ from psycopg import sql
 
 _END = "#end"
 
+AT_BYTES = len(',"at":1795678650.207257')
+"""What the time takes of a payload, where values are told."""
+
 
 class Told:
     """A session that listens to what it causes itself."""
@@ -22,6 +25,8 @@ class Told:
         """What the server has warned of."""
         self.raw: list[str] = []
         """The payloads of the last call."""
+        self.at: list[float] = []
+        """The times that these have told, where values are told."""
         self._channel = channel
         self._arrived: list[str] = []
         connection.add_notify_handler(self._notified)
@@ -30,7 +35,8 @@ class Told:
     async def by(self, *statements: str) -> list[Any]:
         """Run statements, each for itself, and return what was told, taken out of its JSON.
 
-        Rows, which come in no order that means anything, are sorted as those of `change` are.
+        The times are left out. Rows, which come in no order that means anything, are sorted as
+        those of `change` are.
         A sentinel behind them, which the server delivers in order, shows that nothing else comes.
         """
         for each in statements:
@@ -39,6 +45,7 @@ class Told:
         assert self._arrived[-1] == _END, "the server hands over a session's own notifications"
         self.raw, self._arrived = self._arrived[:-1], []
         found = [json.loads(payload) for payload in self.raw]
+        self.at = [each.pop("at") for each in found if "at" in each]
         for each in found:
             each.get("rows", []).sort(key=json.dumps)
         return found

@@ -12,6 +12,9 @@ takes no transaction id unless it writes, and ours only reads: there is nothing 
 statement of 30 microseconds. Without it, renaming a column would make every write to the table
 fail. Only what asks for the transaction to be tried again, as a serialization failure, goes
 through. `pg_notify` stands behind the block.
+
+What stands outside of it calls nothing that somebody else could make ambiguous: where casts from
+numbers to text were made implicit, as some do for applications of old, `text || bigint` is.
 """
 
 from __future__ import annotations
@@ -27,6 +30,19 @@ MAX_BUILT_BYTES: Final = 262_144
 No type takes more than about 30 times the space of its JSON (`name`: 64 bytes for `"a"`), so all
 that could fit is under this. Compressed values grow by at most 255 times (LZ4), so building stays
 cheap.
+"""
+
+VARIABLES: Final = frozenset(
+    (
+        *("found", "new", "old"),
+        *("tg_name", "tg_when", "tg_level", "tg_op", "tg_relid", "tg_relname"),
+        *("tg_table_name", "tg_table_schema", "tg_nargs", "tg_argv"),
+        *("_head", "_count", "_key_bytes", "_bytes", "_keys", "_rows", "_message"),
+    )
+)
+"""The variables of the function: those that PL/pgSQL gives to each trigger, and its own.
+
+Source: src/pl/plpgsql/src/pl_comp.c
 """
 
 # The shortest that can stand around the rows: tables, as all names, have at least one character.
@@ -85,7 +101,7 @@ def body(definition: Definition) -> str:
 DECLARE
   _head text := '{{"schema":' || to_json(TG_TABLE_SCHEMA::text)::text
     || ',"table":' || to_json(TG_TABLE_NAME::text)::text
-    || ',"op":"' || lower(TG_OP COLLATE "C") || '"';
+    || ',"op":"' || lower(TG_OP COLLATE "C") || '"'{parts.at()};
   _count bigint;
   _key_bytes bigint;
   _bytes bigint;
@@ -108,7 +124,7 @@ BEGIN
   EXCEPTION
     WHEN transaction_rollback THEN
       RAISE;
-    WHEN OTHERS THEN
+    WHEN OTHERS OR assert_failure THEN  -- which OTHERS leaves out
       RAISE WARNING 'pgnotifybus cannot say what has changed in %.%, only that something has: %',
         TG_TABLE_SCHEMA, TG_TABLE_NAME, SQLERRM
         USING HINT = 'If columns were renamed, dropped or changed, install the trigger again.';
@@ -116,7 +132,7 @@ BEGIN
       _count := NULL;
   END;
   IF _message IS NULL THEN
-    _message := _head || ',"reread":true' || coalesce(',"count":' || _count, '') || '}}';
+    _message := _head || ',"reread":true' || coalesce(',"count":' || _count::text, '') || '}}';
   END IF;
   PERFORM pg_notify({literal(definition.channel)}, _message);
   RETURN NULL;
@@ -137,6 +153,16 @@ class _Parts:
         self._values = definition.values
         self._filters = definition.columns is not None
         self._where = "" if definition.when is None else f" WHERE (\n{definition.when}\n)"
+
+    def at(self) -> str:
+        """The time, where values are told: so no two payloads are equal.
+
+        PostgreSQL would deliver equal ones of a transaction once. Of a value that becomes a, b, and
+        a again, the last that is told would be b. A key says "read this row" as well once as twice.
+        """
+        if not self._values:
+            return ""
+        return """ || ',"at":' || extract(epoch FROM clock_timestamp())::text"""
 
     def any_of(self, *transitions: str) -> str:
         """Go on only if there is a row."""

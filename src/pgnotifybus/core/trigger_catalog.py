@@ -133,6 +133,7 @@ SELECT json_build_object(
          'schema', space.nspname,
          'name', function.proname,
          'owned', pg_get_userbyid(function.proowner) = current_user,
+         'removable', pg_has_role(function.proowner, 'USAGE'),
          'source', function.prosrc,
          'settings', CASE WHEN NOT function.prosecdef THEN to_json(function.proconfig) END,
          'oid', class.oid::text,
@@ -141,7 +142,8 @@ SELECT json_build_object(
          'columns', (
            SELECT json_agg(attname)
              FROM pg_attribute
-            WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped),
+            WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped
+              AND attgenerated <> 'v'),
          'triggers', (
            SELECT json_agg(json_build_array(
                     tgname, tgtype, coalesce(tgoldtable, ''), coalesce(tgnewtable, ''), tgenabled))
@@ -192,6 +194,8 @@ class Found:
     name: str
     owned: bool
     """Whether it belongs to the role that asks."""
+    removable: bool
+    """Whether that role may drop it: as its owner, a member of that, or a superuser."""
     source: str
     settings: tuple[str, ...]
     definition: Definition
@@ -199,6 +203,7 @@ class Found:
     oid: str | None
     """The table; None if it is gone."""
     columns: frozenset[str]
+    """The columns of the table that triggers can see."""
     triggers: tuple[Trigger, ...]
 
     @property
@@ -229,6 +234,8 @@ class Found:
 def read_found(answer: str) -> Found | None:
     """A function of ours, from a row of `FOUND`; None if its mark cannot be read.
 
+    It is None too for what a newer version of this library has left of a table that is gone.
+
     Raises:
         SchemaError: If a newer version of this library has made it.
     """
@@ -237,6 +244,8 @@ def read_found(answer: str) -> Found | None:
     if read is None:
         return None
     version, definition = read
+    if version > trigger_sql.VERSION and row["oid"] is None:
+        return None  # it tells of nothing, and must not stop whoever works on another table
     if version > trigger_sql.VERSION:
         raise SchemaError(
             f"the trigger on {definition.schema}.{definition.table} is of version {version}, this "
@@ -248,6 +257,7 @@ def read_found(answer: str) -> Found | None:
         schema=row["schema"],
         name=row["name"],
         owned=row["owned"],
+        removable=row["removable"],
         source=row["source"],
         settings=tuple(row["settings"] or ()),
         definition=definition,

@@ -140,19 +140,16 @@ def to_install(
                 trigger_sql.create_triggers(definition, function, name),
             )
         )
-    one = there[0]
-    if one.fires and one.does(definition):
-        return None
-    function = trigger_sql.create_function(definition, one.function, replace=True)
-    if one.fires:
-        return function
-    return "\n".join(
-        (
-            trigger_sql.drop_triggers(definition, [each.name for each in one.triggers]),
-            function,
-            trigger_sql.create_triggers(definition, one.function, one.name),
-        )
-    )
+    # A script that was printed for another database can have put a second one beside the first.
+    one, *more = sorted(there, key=lambda each: not (each.fires and each.does(definition)))
+    statements = [to_remove(more)] if more else []
+    if not (one.fires and one.does(definition)):
+        statements.append(trigger_sql.create_function(definition, one.function, replace=True))
+    if not one.fires:
+        names = [each.name for each in one.triggers]
+        statements.insert(0, trigger_sql.drop_triggers(definition, names))
+        statements.append(trigger_sql.create_triggers(definition, one.function, one.name))
+    return "\n".join(statements) if statements else None
 
 
 def script(
@@ -161,11 +158,33 @@ def script(
     """The statements that install it, whatever is there when they run; as for `to_install`."""
     there = attached(found, table.oid, definition.channel)
     if there:
-        return trigger_sql.script(definition, there[0].schema, there[0].name)
+        one, *more = there
+        made = trigger_sql.script(definition, one.schema, one.name)
+        return "\n\n".join((*(_drop_if_there(each) for each in more), made))
     left = {each.name for each in _left(definition, found)}
     return trigger_sql.script(
         definition, definition.schema, _free_name(definition, {*taken} - left)
     )
+
+
+def to_drop(
+    found: Iterable[Found], oid: str | None, schemas: Sequence[str], table: str, channel: str | None
+) -> list[Found]:
+    """What `remove` has to drop, for one channel or all.
+
+    Args:
+        found: What of ours is in the database.
+        oid: The table; None if there is none of this name.
+        schemas: Where the table is, or may have been.
+        table: Its name.
+        channel: The channel; None for all.
+    """
+    left = orphans(found, schemas, table, channel)
+    mine = [each for each in left if each.removable]
+    if oid is None:
+        return mine or left  # and the server says who may drop it
+    # What a stranger has put there under the name of this table must not stop its owner.
+    return mine + attached(found, oid, channel)
 
 
 def to_remove(found: Iterable[Found]) -> str:
@@ -184,6 +203,12 @@ def _left(definition: Definition, found: Iterable[Found]) -> list[Found]:
     """
     found = orphans(found, [definition.schema], definition.table, definition.channel)
     return [each for each in found if each.owned and each.schema == definition.schema]
+
+
+def _drop_if_there(one: Found) -> str:
+    names = [each.name for each in one.triggers]
+    drop = trigger_sql.drop_triggers(one.definition, names)
+    return f"{drop}\nDROP FUNCTION IF EXISTS {one.function}();"
 
 
 def _free_name(definition: Definition, taken: set[str]) -> str:

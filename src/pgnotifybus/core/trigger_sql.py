@@ -20,12 +20,21 @@ from collections.abc import Sequence
 from typing import Final
 
 from pgnotifybus.core.names import quote
-from pgnotifybus.core.trigger_body import Definition, body, literal
+from pgnotifybus.core.trigger_body import VARIABLES, Definition, body, literal
 
 VERSION: Final = 1
 """The version of the functions that are made here."""
 
-SETTINGS: Final = ("search_path=pg_catalog, pg_temp", "standard_conforming_strings=on")
+SETTINGS: Final = (
+    "search_path=pg_catalog, pg_temp",
+    "standard_conforming_strings=on",
+    # Below 1, which is the default, floats are rounded, and what differs would look the same.
+    "extra_float_digits=1",
+    # A key is spelled the same whoever writes, but for the time zone.
+    "bytea_output=hex",
+    "IntervalStyle=postgres",
+    "DateStyle=iso",
+)
 """What the function sets while it runs, as pg_proc has it: it reads the same for every writer."""
 
 PREFIX: Final = "pgnotifybus_"
@@ -126,7 +135,7 @@ def read_mark(code: str) -> tuple[int, Definition] | None:
             when=None if when is None else str(when),
         )
         return int(found["version"]), definition
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return None
 
 
@@ -200,14 +209,18 @@ def script(definition: Definition, schema: str, name: str) -> str:
     )
 
 
-def checks(definition: Definition, columns: Sequence[str]) -> tuple[str, str]:
-    """Two statements which the server must both take before a condition may be used.
+def checks(definition: Definition, columns: Sequence[str]) -> tuple[str, ...]:
+    """Statements which the server must all take before a condition may be used.
 
     They have the server read and plan a query with the condition in it, and read no row. In the
     first, no parenthesis is open around the condition, so that those in it must match each other.
     In the second it stands in a pair of its own, which then can only be closed by ours: what is
     inside is one expression. A cursor takes a single query, so that none can stand behind it, and
     no parameters.
+
+    A third is for columns that have the name of a variable of PL/pgSQL. If such a column is renamed
+    later, its bare name would mean the variable, and the rows would not meet the condition without
+    anybody noticing. So these names are ambiguous there, unless the table's stands before them.
 
     Args:
         definition: What is to be installed; it has a condition.
@@ -218,10 +231,17 @@ def checks(definition: Definition, columns: Sequence[str]) -> tuple[str, str]:
         f"SELECT 1 FROM (SELECT {row} FROM (SELECT NULL::{_qualified(definition)} AS whole) AS one)"
         f" AS {quote(definition.table)} WHERE "
     )
-    return (
+    found = (
         _planned(f"{rows}\n{definition.when}\n LIMIT 0"),
         _planned(f"{rows}(\n{definition.when}\n) LIMIT 0"),
     )
+    doubtful = [quote(column) for column in columns if column in VARIABLES]
+    if not doubtful:
+        return found
+    other = "a" if definition.table != "a" else "b"
+    again = f", (SELECT {', '.join(f'NULL AS {each}' for each in doubtful)}) AS {other}"
+    bare = rows.removesuffix(" WHERE ") + again + " WHERE "
+    return (*found, _planned(f"{bare}(\n{definition.when}\n) LIMIT 0"))
 
 
 def _planned(query: str) -> str:

@@ -122,6 +122,12 @@ async def check_condition(runner: Runner, task: Task) -> None:
         try:
             await runner.execute(statement)
         except ServerError as error:
+            if error.sqlstate == "42702":  # the name of a column is ambiguous
+                raise SchemaError(
+                    f"the server refuses the condition {task.definition.when!r}: {error}. Write "
+                    f"the name of the table before it, {quote(task.table.name)}.column: PL/pgSQL "
+                    "may have a variable of the same name"
+                ) from error
             raise SchemaError(
                 f"the server refuses the condition {task.definition.when!r}: {error}. It may use "
                 f"the columns {', '.join(map(quote, task.table.visible))}; functions, types and "

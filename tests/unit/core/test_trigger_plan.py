@@ -10,7 +10,7 @@ import pytest
 
 from pgnotifybus.core.trigger_body import Definition
 from pgnotifybus.core.trigger_catalog import Found, Table, Trigger, read_found, read_table
-from pgnotifybus.core.trigger_plan import Wish, script, to_install, to_remove, wish
+from pgnotifybus.core.trigger_plan import Wish, script, to_drop, to_install, to_remove, wish
 from pgnotifybus.core.trigger_sql import (
     SETTINGS,
     function_name,
@@ -32,6 +32,7 @@ def installed(definition: Definition = DEFINITION, **changes: Any) -> Found:
         schema="public",
         name=NAME,
         owned=True,
+        removable=True,
         source=source(definition),
         settings=SETTINGS,
         definition=definition,
@@ -118,6 +119,32 @@ def test_what_a_dropped_table_has_left_gives_way_if_it_is_ours() -> None:
     assert NAME not in of_another
 
 
+def test_of_several_for_one_channel_the_one_that_is_right_is_kept() -> None:
+    right = installed(name="right")
+    stale = installed(replace(DEFINITION, when="true"), name="stale")
+    for found in ((right, stale), (stale, right)):
+        assert plan(*found) == to_remove([stale])
+    text = plan(stale, replace(stale, name="other"))
+    assert text is not None
+    assert text.startswith(to_remove([replace(stale, name="other")]))
+    assert 'CREATE OR REPLACE FUNCTION "public"."stale"' in text
+    again = script(DEFINITION, ORDERS, [stale, right], ())
+    assert 'DROP FUNCTION IF EXISTS "public"."right"();' in again
+    assert 'CREATE FUNCTION "public"."stale"()' in again
+
+
+def test_what_others_have_left_is_dropped_only_where_nothing_else_is_meant() -> None:
+    left = installed(oid=None, name="left", triggers=())
+    theirs = replace(left, name="theirs", removable=False)
+    there = installed()
+    elsewhere = installed(oid="18")
+    found = [left, theirs, there, elsewhere]
+    assert to_drop(found, "17", ["public"], "orders", None) == [left, there]
+    assert to_drop(found, None, ["public"], "orders", "ch") == [left]
+    assert to_drop([theirs], None, ["public"], "orders", "ch") == [theirs]
+    assert to_drop(found, "17", ["public"], "orders", "other") == []
+
+
 def test_what_is_removed_is_what_was_found_under_whatever_name() -> None:
     found = installed(schema='s"', name="f", triggers=(Trigger("x y", 4, "", "changed", "O"),))
     assert to_remove([found]).split("\n") == [
@@ -187,6 +214,7 @@ def test_a_function_is_read_with_the_names_that_its_table_has_now() -> None:
         "schema": "public",
         "name": NAME,
         "owned": True,
+        "removable": False,
         "source": source(DEFINITION),
         "settings": list(SETTINGS),
         "oid": "17",
@@ -204,3 +232,7 @@ def test_a_function_is_read_with_the_names_that_its_table_has_now() -> None:
     assert left is not None
     assert (left.definition, left.state, left.triggers) == (DEFINITION, "orphaned", ())
     assert read_found(json.dumps(row | {"source": "\n-- pgnotifybus is great\n"})) is None
+    newer = row | {"source": source(DEFINITION).replace('"version":1', '"version":9')}
+    assert read_found(json.dumps(newer | {"oid": None})) is None
+    with pytest.raises(SchemaError, match="version 9"):
+        read_found(json.dumps(newer))

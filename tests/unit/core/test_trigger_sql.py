@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from pgnotifybus.core.names import MAX_PAYLOAD_BYTES
-from pgnotifybus.core.trigger_body import Definition, body, literal, max_rows
+from pgnotifybus.core.trigger_body import VARIABLES, Definition, body, literal, max_rows
 from pgnotifybus.core.trigger_sql import (
     MARK,
     VERSION,
@@ -109,6 +110,8 @@ def test_a_mark_can_be_read_again(definition: Definition) -> None:
         source(ORDERS).replace('"key":["id"]', '"key":7'),
         source(ORDERS).replace('"version":1', '"version":null'),
         source(ORDERS).replace('"version":1', '"version":"new"'),
+        source(ORDERS).replace('"version":1', '"version":Infinity'),
+        source(ORDERS).replace('"version":1', '"version":' + "[" * 100_000),
     ],
 )
 def test_what_somebody_else_has_written_has_no_mark(code: str) -> None:
@@ -170,6 +173,16 @@ def test_a_condition_stands_on_lines_of_its_own_wherever_it_is_used() -> None:
     uses = body(wish).count("large")
     assert uses > 4
     assert body(wish).count("WHERE (\ntotal > 0 -- large\n)") == uses
+
+
+def test_a_condition_is_read_a_third_time_where_a_column_has_the_name_of_a_variable() -> None:
+    wish = replace(ORDERS, table="a")
+    assert len(checks(wish, ["id", "Found"])) == 2
+    third = literal_in(checks(wish, ["id", "found", "new"])[2])
+    assert ', (SELECT NULL AS "found", NULL AS "new") AS b WHERE (' in third
+    declared = re.findall(r"^  (_\w+) ", body(wish).partition("BEGIN")[0], re.MULTILINE)
+    assert len(declared) > 5
+    assert set(declared) <= VARIABLES
 
 
 def literal_in(statement: str) -> str:
