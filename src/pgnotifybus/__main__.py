@@ -6,12 +6,15 @@ says what to install where the packages of the command line are missing.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from pgnotifybus.errors import MissingExtra
 
+_FAILED = 1
 _USAGE = 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
@@ -30,10 +33,23 @@ def main() -> None:
         app.main()
     except KeyboardInterrupt:  # before a command had begun
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has had enough. What is buffered must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # the reader of our output has had enough
+        _give_up_stdout()
         sys.exit(0)
+    except OSError as error:
+        # Of stdout: an error about a file that was opened by its name would name it.
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _give_up_stdout()
+        from pgnotifybus.cli.outcomes import say
+
+        say(f"error: cannot write the output: {error.strerror}")
+        sys.exit(_FAILED)
+
+
+def _give_up_stdout() -> None:
+    """Let what is buffered not be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

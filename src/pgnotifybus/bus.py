@@ -106,8 +106,8 @@ class PgNotifyBus:
             source: Where to connect: a DSN string, an `asyncpg.Pool`, a
                 `psycopg_pool.AsyncConnectionPool`, a SQLAlchemy `AsyncEngine`, or an async
                 callable that returns a fresh asyncpg or psycopg connection. An asyncpg pool lends
-                one of its connections for as long as the bus runs, and from the first `notify` on
-                a second; the others lend none.
+                one of its connections for as long as the bus runs, and another for each moment in
+                which it sends or fetches; the others lend none.
             channels: The channels to listen to from the start, of exactly these names; typed ones
                 too.
             capacity: How many messages a channel keeps for a receiver that is behind; at least 1.
@@ -168,7 +168,7 @@ class PgNotifyBus:
             f"generation={self._generation.borrow()} channels={len(self._channels.all())}>"
         )
 
-    # -- the seed's surface -----------------------------------------------------------------------
+    # -- subscribing and running -------------------------------------------------------------------
 
     @overload
     def subscribe(self, channel: str) -> Subscription | None: ...
@@ -230,7 +230,7 @@ class PgNotifyBus:
             )
         await self._run(shutdown, fail_fast=False)
 
-    # -- beyond the seed --------------------------------------------------------------------------
+    # -- starting, listening at run time, and sending ----------------------------------------------
 
     async def __aenter__(self) -> PgNotifyBus:
         """Start the bus, and return once every LISTEN is acknowledged.

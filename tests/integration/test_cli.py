@@ -21,7 +21,7 @@ from pgnotifybus import __version__
 from pgnotifybus.cli import app
 from pgnotifybus.embedded import EmbeddedServer
 from support.directories import open_directory
-from support.program import clean_environment, run, running, wait_for
+from support.program import clean_environment, command, run, running, wait_for
 from support.servers import PASSWORD
 
 
@@ -336,6 +336,69 @@ def test_ctrl_c_stops_the_embedded_server_of_the_last_process() -> None:
         assert not list(place.glob("*/postmaster.pid"))
 
 
+def test_a_data_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    """A service whose home does not exist, say."""
+    taken = tmp_path / "file"
+    taken.write_text("")
+    done = run("notify", "a", env={"PGNOTIFYBUS_DATA_DIR": str(taken / "below")})
+    assert (done.returncode, done.stdout) == (1, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: cannot keep an embedded server in {taken / 'below'}")
+    assert "set PGNOTIFYBUS_DATA_DIR" in error
+    assert "Traceback" not in done.stderr
+
+
+# -- where the output goes ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("schema", "sql"),
+        ("schema", "prune"),
+        ("trigger", "list", "--json"),
+        ("notify", "a", "--json"),
+        ("notify", "a", "-", "--json"),
+        ("listen", "a", "--json", "--count", "1"),
+    ],
+    ids=" ".join,
+)
+def test_a_disk_that_is_full_is_one_line(database18: str, arguments: tuple[str, ...]) -> None:
+    assert run("schema", "install", "--dsn", database18).returncode == 0
+    with psycopg.connect(database18, autocommit=True) as connection:
+        connection.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    assert run("trigger", "install", "t", "--channel", "t", "--dsn", database18).returncode == 0
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*arguments),
+            env=clean_environment(DATABASE_URL=database18),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=15,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+def test_a_closed_stdout_is_said_before_a_server_is_looked_for() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command("listen", "a")],
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: stdout is closed: there is nowhere to write messages to\n"
+
+
 # -- errors, and no password in them --------------------------------------------------------------
 
 
@@ -461,8 +524,9 @@ def test_without_the_driver_it_says_what_to_install() -> None:
 def test_version_and_help(invoke: Invoke) -> None:
     assert run("--version").stdout == f"pgnotifybus {__version__}\n"
     schema = [("schema", *each) for each in ((), ("install",), ("sql",), ("remove",), ("prune",))]
-    for command in ((), ("listen",), ("notify",), ("demo",), *schema):
-        said = invoke(*command, "--help")
+    trigger = [("trigger", *each) for each in ((), ("install",), ("sql",), ("list",), ("remove",))]
+    for words in ((), ("listen",), ("notify",), ("demo",), *schema, *trigger):
+        said = invoke(*words, "--help")
         assert said.returncode == 0
         assert "Exit codes" in said.stdout
         assert "\x1b" not in said.stdout

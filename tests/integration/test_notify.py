@@ -869,3 +869,10 @@ async def test_two_phase_commit_is_refused_by_postgresql_in_the_drivers_words(
         engine.dispose()
         await foreign(dsn, "c", "sentinel")
         assert await take(receiver, 1) == ["sentinel"]
+
+
+def test_another_database_is_refused_in_clear_words() -> None:
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection, pytest.raises(TypeError, match="sqlite: only PostgreSQL"):
+        notify_sync(connection, "c", "1")
+    engine.dispose()

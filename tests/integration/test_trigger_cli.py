@@ -106,9 +106,9 @@ def test_of_partitions_it_says_what_is_not_told(database18: str) -> None:
 def test_names_do_not_disturb_a_terminal(database18: str) -> None:
     execute(database18, 'CREATE TABLE "a\x1b[2J\tb" (id int PRIMARY KEY)')
     done = run("trigger", "install", '"a\x1b[2J\tb"', "--channel", "c\nd", "--dsn", database18)
-    assert done.stdout == ('installed: public.a\\x1b[2J\\tb tells channel c\\nd; key "id"\n')
+    assert done.stdout == ('installed: public."a\\x1b[2J\\tb" tells channel c\\nd; key "id"\n')
     assert run("trigger", "list", "--dsn", database18).stdout == (
-        'public.a\\x1b[2J\\tb\tc\\nd\tkey "id"\n'
+        'public."a\\x1b[2J\\tb"\tc\\nd\tkey "id"\n'
     )
 
 
@@ -150,3 +150,14 @@ def test_help_says_what_each_command_is_for() -> None:
         assert said.returncode == 0
         assert "Exit codes" in said.stdout
         assert "--dsn" in said.stdout
+
+
+def test_what_list_prints_is_what_the_other_commands_take(database18: str) -> None:
+    execute(database18, 'CREATE TABLE "Mixed ""Case" (id int PRIMARY KEY)')
+    server = ("--dsn", database18)
+    done = run("trigger", "install", '"Mixed ""Case"', "--channel", "c", *server)
+    assert done.returncode == 0, done.stderr
+    listed = run("trigger", "list", *server).stdout.partition("\t")[0]
+    assert listed == 'public."Mixed ""Case"'
+    assert run("trigger", "remove", listed, *server).returncode == 0
+    assert run("trigger", "list", *server).stdout == ""

@@ -86,7 +86,7 @@ def _root(
 ) -> None:
     """PostgreSQL LISTEN/NOTIFY that is safe to build on: nothing is lost silently.
 
-    Try `pgnotifybus demo` first: it needs nothing.
+    Try `pgnotifybus demo` first: it starts a PostgreSQL of its own.
     """
     show_log(verbose)
     if context.invoked_subcommand is None:
@@ -132,6 +132,7 @@ def listen(
     with reported() as signals:
         notifying.checked_channels(channels)
         schemas.checked_name(schema)
+        listening.check_stdout()
         with dsns.server(dsn) as place:
             dsns.connects(place, driver_of(driver))
             request = listening.Request(channels, driver_of(driver), json, count, timeout, schema)
@@ -144,11 +145,15 @@ _LINES = "Lines of stdin"
 
 @app.command(epilog=_EPILOG)
 def notify(
-    channel: Annotated[str, typer.Argument(help="The channel, in its exact spelling.")],
+    channel: Annotated[
+        str, typer.Argument(metavar="CHANNEL", help="The channel, in its exact spelling.")
+    ],
     payload: Annotated[
         str,
         typer.Argument(
-            help="What to send, at most 16 MiB; - sends each line of stdin.",
+            metavar="PAYLOAD",
+            help="What to send, at most 16 MiB; - sends each line of stdin. Without it, an empty "
+            "payload is sent.",
             show_default=False,
         ),
     ] = "",
@@ -251,7 +256,7 @@ def notify(
         if json:
             typer.echo(json_format.dumps({"channel": channel, "bytes": one.size}))
         elif verbose:
-            say(f"sent {one.size} bytes to {channel}")
+            say(f"sent {one.size:,} byte{'' if one.size == 1 else 's'} to {channel}")
 
 
 app.add_typer(schemas.commands, name="schema")

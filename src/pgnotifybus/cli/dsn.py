@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 
 from pgnotifybus.cli import secrecy
-from pgnotifybus.cli.outcomes import UsageProblem, say
+from pgnotifybus.cli.outcomes import CommandFailed, UsageProblem, say
 from pgnotifybus.core.dsn import MALFORMED, take_apart
 from pgnotifybus.errors import MissingExtra
 from pgnotifybus.links.sources import Connector, Driver, connector
@@ -79,6 +79,7 @@ def server(option: str | None) -> Iterator[str]:
         UsageProblem: If the DSN is malformed.
         MissingExtra: If there is neither a DSN nor an embedded server.
         EmbeddedServerError: If the embedded server did not start.
+        CommandFailed: If its directory cannot be made or written to.
     """
     dsn = chosen(option)
     if dsn is not None:
@@ -96,7 +97,15 @@ def server(option: str | None) -> Iterator[str]:
     say(f"no --dsn, DATABASE_URL or PGHOST is given: using the embedded server in {place}")
     with contextlib.ExitStack() as stack:
         with starting(version):
-            embedded = stack.enter_context(shared_server())
+            try:
+                embedded = stack.enter_context(shared_server())
+            except OSError as error:  # of the directory; all others are an EmbeddedServerError
+                named = "" if error.filename is None else f"{error.filename}: "
+                raise CommandFailed(
+                    f"cannot keep an embedded server in {place}: {named}{error.strerror}. Say "
+                    "which server (--dsn, DATABASE_URL or PGHOST), or set PGNOTIFYBUS_DATA_DIR to "
+                    "a directory of yours"
+                ) from None
         yield embedded.dsn
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pgnotifybus import observe
 from pgnotifybus.bus import PgNotifyBus
 from pgnotifybus.cli import render
-from pgnotifybus.cli.outcomes import FAILED, OK, say
+from pgnotifybus.cli.outcomes import FAILED, OK, UsageProblem, say
 from pgnotifybus.cli.output import Output
 from pgnotifybus.core.names import SCHEMA
 from pgnotifybus.links.sources import Driver
@@ -36,6 +37,16 @@ class Request:
     """How many seconds of listening end it."""
     schema: str = SCHEMA
     """The schema of the table for large payloads."""
+
+
+def check_stdout() -> None:
+    """Make sure that there is a place for messages.
+
+    Raises:
+        UsageProblem: If stdout is closed.
+    """
+    if sys.stdout is None:  # closed at the start
+        raise UsageProblem("stdout is closed: there is nowhere to write messages to")
 
 
 async def listen(dsn: str, request: Request) -> int:

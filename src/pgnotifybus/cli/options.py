@@ -17,8 +17,8 @@ EXIT_CODES: Final = (
 )
 SERVER: Final = (
     "Which server: --dsn, else DATABASE_URL, else PGHOST and the other PG* variables, else an "
-    "embedded server in your data directory. A password is best kept out of the command line: "
-    "in DATABASE_URL, PGPASSFILE or ~/.pgpass."
+    "embedded server in PGNOTIFYBUS_DATA_DIR or your data directory. A password is best kept out "
+    "of the command line: in DATABASE_URL, PGPASSFILE or ~/.pgpass."
 )
 
 

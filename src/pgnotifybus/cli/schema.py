@@ -56,6 +56,17 @@ RetentionOption = Annotated[
 ]
 
 
+SqlRetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--retention",
+        metavar="TIME",
+        help="How long payloads are kept: 90s, 15m, 1h, 7d. Without it, 1h.",
+        show_default=False,
+    ),
+]
+
+
 @commands.callback(invoke_without_command=True, epilog=_EPILOG)
 def _schema(context: typer.Context) -> None:
     """Install, remove and tidy the table for payloads that are too large for a notification."""
@@ -91,7 +102,7 @@ def _install_command(
 
 
 @commands.command("sql", epilog=EXIT_CODES)
-def _sql_command(schema: SchemaOption = SCHEMA, retention: RetentionOption = None) -> None:
+def _sql_command(schema: SchemaOption = SCHEMA, retention: SqlRetentionOption = None) -> None:
     """Print what install runs, for migrations of your own; needs no server.
 
     `pgnotifybus schema sql | psql --single-transaction`

@@ -135,6 +135,8 @@ class _Streaming:
         """After how many commits it was last said that it cannot send."""
         self._refused = False
         """Whether it was said that some are refused."""
+        self._ending = False
+        """Whether nothing more is sent but what waits; what is given up then is told at the end."""
         self.begun = False
         self.stop = asyncio.Event()
 
@@ -154,8 +156,11 @@ class _Streaming:
             began = loop.time()
             try:
                 async with self._shown(), self._publisher:
-                    if await self._unless_stopped(self._feed()):
-                        await self._unless_stopped(self._settle())
+                    try:
+                        if await self._unless_stopped(self._feed()):
+                            await self._unless_stopped(self._settle())
+                    finally:
+                        self._ending = True
             except PublishFailed as failure:
                 self._sent.fail(failure)
             finally:
@@ -291,7 +296,7 @@ class _Streaming:
                 if commits != self._delayed_at:
                     self._delayed_at = commits
                     say(f"-- cannot send: {event.error}; {event.waiting} waiting, trying again")
-            case observe.PublishRefused() if not self._refused:
+            case observe.PublishRefused() if not self._refused and not self._ending:
                 self._refused = True
                 say(f"-- refused: {event.reason}; going on with the others")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as json_format
+import re
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
@@ -39,6 +40,8 @@ from pgnotifybus.triggers import InstalledTrigger
 commands = typer.Typer()
 
 _EPILOG = f"{SERVER}\n\n{EXIT_CODES}"
+
+_PLAIN = re.compile("[a-z_][a-z0-9_]*")
 
 TableArgument = Annotated[
     str,
@@ -282,7 +285,9 @@ def _asked_rightly() -> Iterator[None]:
 
 
 def _title(one: Definition | InstalledTrigger) -> str:
-    return f"{one.schema}.{one.table}"
+    """The table, as a statement would name it, and as the other commands take it."""
+    names = (one.schema, one.table)
+    return ".".join(name if _PLAIN.fullmatch(name) else quote(name) for name in names)
 
 
 def _told(one: Definition | InstalledTrigger) -> str:

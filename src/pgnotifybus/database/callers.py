@@ -80,6 +80,7 @@ class AsyncCaller(NamedTuple):
                 if self.how == "session":
                     # Not over the session itself: it would flush before, and that may fail.
                     connection = await connection.connection()
+                _check_dialect(connection)
                 rows = await connection.execute(
                     *_for_sqlalchemy(query), execution_options=_UNSTREAMED
                 )
@@ -115,6 +116,7 @@ class SyncCaller(NamedTuple):
         connection = self.connection
         if self.how == "session":
             connection = connection.connection()
+        _check_dialect(connection)
         rows = connection.execute(*_for_sqlalchemy(query), execution_options=_UNSTREAMED)
         return [tuple(row) for row in rows]
 
@@ -151,6 +153,14 @@ def _kind(connection: object, expected: str) -> tuple[How, bool]:
         if kind is not None:
             return kind
     raise TypeError(f"{expected}; not {_name(connection)}")
+
+
+def _check_dialect(connection: Any) -> None:
+    """SQLAlchemy knows other databases too."""
+    if connection.dialect.name != "postgresql":
+        raise TypeError(
+            f"the connection leads to {connection.dialect.name}: only PostgreSQL has notifications"
+        )
 
 
 def _name(connection: object) -> str:
