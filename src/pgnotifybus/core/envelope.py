@@ -29,6 +29,9 @@ _START: Final = "\x01"
 _TEXT: Final = "\x02"
 _MARK: Final = _START + "pgnb1"
 
+PLAIN_ABOVE: Final = _TEXT
+"""Every text that sorts behind this begins with neither SOH nor NUL, and so is plain."""
+
 MAX_COMPRESSIBLE_BYTES: Final = 131_072
 """More is not tried: it would take long, and hardly ever shrink to 6 kB."""
 

@@ -36,12 +36,12 @@ class Outbox(Generic[M]):
     __slots__ = (
         "_by_key",
         "_leaving",
-        "_taken",
         "_waiting",
         "bytes",
         "capacity",
         "max_bytes",
         "replaced",
+        "taken",
     )
 
     def __init__(self, capacity: int, max_bytes: float = math.inf) -> None:
@@ -63,14 +63,10 @@ class Outbox(Generic[M]):
         self._waiting: dict[int, Item[M]] = {}
         self._leaving: dict[int, Item[M]] = {}
         self._by_key: dict[Hashable, int] = {}
-        self._taken = 0
+        self.taken = 0
+        """How many messages were taken so far; the number of the newest."""
         self.replaced = 0
         """How many messages were replaced by a newer one of the same key."""
-
-    @property
-    def taken(self) -> int:
-        """How many messages were taken so far; the number of the newest."""
-        return self._taken
 
     @property
     def waiting(self) -> int:
@@ -88,7 +84,7 @@ class Outbox(Generic[M]):
         for items in (self._leaving, self._waiting):
             for number in items:
                 return number
-        return self._taken + 1
+        return self.taken + 1
 
     def put(self, message: M, size: int, key: Hashable = None, identity: Hashable = None) -> bool:
         """Take a message, if there is room for it, or will be when it has replaced one.
@@ -111,7 +107,7 @@ class Outbox(Generic[M]):
             del waiting[replaces]
             self.replaced += 1
         self.bytes = total
-        number = self._taken = self._taken + 1
+        number = self.taken = self.taken + 1
         waiting[number] = Item(number, message, size, key, identity)
         if key is not None:
             self._by_key[key] = number

@@ -373,12 +373,12 @@ class Publisher:
             failure = self._failures.take()
             assert failure is not None
             raise failure
-        channel, _, size, wire, _ = checked
         identity = None
-        if wire is not None and not self._collapses:
-            identity = (channel, wire)  # the same twice in one transaction would arrive once
-        keyed = None if key is None else (channel, key)
-        if not self._outbox.put(checked, size, keyed, identity):
+        if checked.wire is not None and not self._collapses:
+            # The same twice in one transaction would arrive once.
+            identity = (checked.channel, checked.wire)
+        keyed = None if key is None else (checked.channel, key)
+        if not self._outbox.put(checked, checked.size, keyed, identity):
             self._pressed = True
             self._news.set()
             return False
