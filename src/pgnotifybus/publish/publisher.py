@@ -403,7 +403,8 @@ class Publisher:
                 # What had to stay, as it may not leave with the others, has lingered long enough.
                 self._pressed = self._outbox.waiting > 0 and len(batch) < self._settings.batch_size
                 await self._send(batch)
-        except BaseException as error:  # a source of the user's may raise anything
+        except (Exception, asyncio.CancelledError) as error:
+            # A source of the user's may raise anything, and be cancelled inside.
             if self._abandoned:
                 raise
             # A source that brings no connection, say: what is held is told as not sent at the end.
