@@ -36,7 +36,8 @@ from pgnotifybus.errors import (
 )
 from pgnotifybus.messages import Gap, Notification
 from pgnotifybus.publish.message import Envelope
-from pgnotifybus.publish.publisher import Publisher, PublisherStatistics
+from pgnotifybus.publish.publisher import Publisher
+from pgnotifybus.publish.settings import PublisherStatistics
 from pgnotifybus.publish.transaction import notify, notify_sync
 from pgnotifybus.typed import Channel
 

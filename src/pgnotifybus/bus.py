@@ -20,7 +20,8 @@ from pgnotifybus.errors import Closed, PgNotifyBusError
 from pgnotifybus.links.sources import Driver, connector
 from pgnotifybus.publish.message import Envelope, message
 from pgnotifybus.publish.notifier import send
-from pgnotifybus.publish.publisher import Delivery, Publisher, Settings
+from pgnotifybus.publish.publisher import Publisher
+from pgnotifybus.publish.settings import Delivery, Settings
 from pgnotifybus.spill import Fetcher
 from pgnotifybus.subscription import Subscription, TypedSubscription
 from pgnotifybus.supervision import State, Supervisor, Timing

@@ -19,7 +19,8 @@ from pgnotifybus import observe
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import ConnectError, FatalLinkError, LinkLost
 from pgnotifybus.links.base import Link, Rows, ServerError
-from pgnotifybus.publish.publisher import Publisher, Settings
+from pgnotifybus.publish.publisher import Publisher
+from pgnotifybus.publish.settings import Settings
 
 When = Literal["begin", "send", "commit", "status"]
 What = Literal[

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pgnotifybus.errors import PublishFailed
-from pgnotifybus.publish.publisher import PublisherStatistics
+from pgnotifybus.publish.settings import PublisherStatistics
 
 _SHOWN: Final = 3  # sizes and reasons; the first few say what kind of trouble it is
 

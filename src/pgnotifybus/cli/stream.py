@@ -34,7 +34,8 @@ from pgnotifybus.cli.stdin import Stdin
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, PublishFailed
 from pgnotifybus.links.sources import Connector
-from pgnotifybus.publish.publisher import Publisher, Settings
+from pgnotifybus.publish.publisher import Publisher
+from pgnotifybus.publish.settings import Settings
 
 _PATIENCE: Final = 60.0
 """The seconds for which the end waits for a server that takes nothing: as long as a failover."""

@@ -1,7 +1,7 @@
 """The publisher: many messages in one commit. Layer: publish.
 
-Each transaction that notifies takes a lock at its commit which only one can hold at a time, until
-the commit is on the disk. A publisher takes that lock once for a whole batch.
+Each transaction that notifies takes a lock at its commit which only one can hold at a time, and if
+it has written something, until that is on the disk. A publisher takes that lock once for a batch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from pgnotifybus import observe
 from pgnotifybus._parking import Parking
@@ -31,64 +30,14 @@ from pgnotifybus.publish.committing import Committer, InDoubt, TooMuchAtOnce
 from pgnotifybus.publish.failures import Failure, Failures
 from pgnotifybus.publish.message import Envelope, Message, message
 from pgnotifybus.publish.room import Room
+from pgnotifybus.publish.settings import PublisherStatistics, Settings
 from pgnotifybus.typed import Channel
 
 T = TypeVar("T")
 
-Delivery = Literal["at-least-once", "at-most-once"]
-
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 _YIELD_EVERY: Final = 1024
 """After so many messages `publish` lets others have their turn: some milliseconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublisherStatistics:
-    """The account of a publisher: accepted = sent + replaced + unsent + unknown + waiting."""
-
-    accepted: int
-    """Messages taken so far."""
-    sent: int
-    """Messages committed."""
-    replaced: int
-    """Messages that a newer one of the same key took the place of."""
-    unsent: int
-    """Messages given up that were certainly not sent."""
-    unknown: int
-    """Messages given up of which it is not known whether they were sent."""
-    waiting: int
-    """Messages that are not settled yet."""
-    commits: int
-    """Transactions committed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a publisher works; see `PgNotifyBus.publisher`."""
-
-    batch_size: int = 1000
-    linger: float = 0.01
-    capacity: int = 10_000
-    capacity_bytes: int = 64 * 1024 * 1024
-    durable: bool = True
-    delivery: Delivery = "at-least-once"
-    collapse_duplicates: bool = False
-    drain_timeout: float = 10.0
-    envelope: Envelope | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "capacity", "capacity_bytes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1, not {value!r}")
-        for name in ("linger", "drain_timeout"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be at least 0 seconds, not {value!r}")
-        if self.delivery not in ("at-least-once", "at-most-once"):
-            raise ValueError(
-                f"delivery must be 'at-least-once' or 'at-most-once', not {self.delivery!r}"
-            )
 
 
 class Publisher:

@@ -6,7 +6,7 @@ import json
 
 from pgnotifybus.cli.sent import Sent
 from pgnotifybus.errors import PublishFailed
-from pgnotifybus.publish.publisher import PublisherStatistics
+from pgnotifybus.publish.settings import PublisherStatistics
 
 
 def sent(**counts: int) -> Sent:

@@ -17,7 +17,7 @@ from pgnotifybus.cli.outcomes import UsageProblem
 from pgnotifybus.cli.stdin import Stdin
 from pgnotifybus.errors import LinkLost, PublishFailed
 from pgnotifybus.links.sources import Connector
-from pgnotifybus.publish.publisher import PublisherStatistics
+from pgnotifybus.publish.settings import PublisherStatistics
 
 NOTHING = dict.fromkeys(
     ("accepted", "sent", "replaced", "unsent", "unknown", "waiting", "commits"), 0
