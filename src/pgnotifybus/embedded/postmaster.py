@@ -18,6 +18,7 @@ from pgnotifybus.embedded.cluster import EmbeddedServerError
 from pgnotifybus.embedded.initdb import environment
 
 _KILL_TIMEOUT = 30.0  # seconds; a killed process ends as soon as the kernel lets go of its I/O
+_STOP_SECONDS = 5.0  # a process in the kernel stops when it leaves it, at the end of an I/O
 
 
 class PostmasterProcess:
@@ -93,10 +94,13 @@ class PostmasterProcess:
 
     def pause(self) -> None:
         """Stop it and all its children where they stand (SIGSTOP)."""
-        self.signal(signal.SIGSTOP)  # first, so that it forks no more
+        self.signal(signal.SIGSTOP)
         self.paused = True
-        for pid in processes.children(self.pid):
+        processes.wait_stopped([self.pid], _STOP_SECONDS)  # first, so that it forks no more
+        children = processes.children(self.pid)
+        for pid in children:
             processes.send(pid, signal.SIGSTOP)
+        processes.wait_stopped(children, _STOP_SECONDS)
 
     def resume(self) -> None:
         """Let it and its children go on (SIGCONT); harmless when it is not paused."""

@@ -72,6 +72,20 @@ def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
     return left
 
 
+def wait_stopped(pids: Iterable[int], timeout: float) -> None:
+    """Wait until processes that were sent SIGSTOP have stopped, or ended, for `timeout` seconds.
+
+    The signal is only noted by `kill`: one that runs on another core, or waits for the disk, goes
+    on for a moment.
+    """
+    deadline = time.monotonic() + timeout
+    going = list(pids)
+    while going := [pid for pid in going if state(pid) not in {None, "T", "Z"}]:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_POLL)
+
+
 def _has_proc() -> bool:
     return (_PROC / "self" / "stat").exists()
 
