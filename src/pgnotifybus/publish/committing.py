@@ -111,7 +111,7 @@ class Committer:
                 except ServerError as error:  # which has ended the transaction
                     self.committing = False
                     if error.sqlstate == QUEUE_FULL:
-                        await _fetch(runner, make_room())
+                        await _answers(runner, make_room())  # it may be forbidden
                     raise
         except LinkError as error:
             self._may_identify = None
