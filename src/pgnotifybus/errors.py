@@ -8,6 +8,7 @@
     |- Malformed(channel, payload, reason)                  one message that is not of the type
     |- InvalidChannel, PayloadTooLarge                      the caller's mistakes; also ValueError
     |- SchemaError                                          the library's tables in the database
+    |- EventLogError: CursorExpired(oldest), EpochMismatch, SchemaMissing, InvalidCursor
     |- BufferFull, PublishFailed(unsent, unknown)           outcomes of publishing
     |- LinkError: ConnectError, LinkLost, ProbeTimeout      retried by the bus, cause chained
     |- FatalLinkError: AuthenticationFailed, ListenRejected, PoolTooSmall   waiting will not help
@@ -20,6 +21,7 @@ not repeated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class PgNotifyBusError(Exception):
@@ -151,6 +153,44 @@ class SchemaError(PgNotifyBusError):
     """What the library keeps in the database cannot be installed, used or removed.
 
     The message says why, and names the GRANT where one is missing.
+    """
+
+
+class EventLogError(PgNotifyBusError):
+    """The event log cannot do what was asked of it."""
+
+
+class SchemaMissing(EventLogError, SchemaError):
+    """The tables of the library are not there, or not all: install them (`schema.install`)."""
+
+
+class InvalidCursor(EventLogError, ValueError):
+    """The text is no cursor of an event log: pass `str(event.cursor)` exactly as it was."""
+
+
+class CursorExpired(EventLogError):
+    """Retention has deleted events behind this cursor: what they told is lost to this reader.
+
+    Re-read what they would have told you, and go on after `oldest`; or let `follow(gaps=True)` do
+    so, which yields a `Gap`.
+
+    Attributes:
+        oldest: The `Cursor` in front of the oldest event that is kept.
+    """
+
+    def __init__(self, message: str, oldest: Any) -> None:
+        super().__init__(message, oldest)
+        self.oldest = oldest
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class EpochMismatch(EventLogError):
+    """The cursor is of another log: another server or database, or one that was made anew.
+
+    Nothing can be said about what lies between. Re-read what events would have told you, and follow
+    from `"now"`, taken before; or let `follow(gaps=True)` do so, which yields a `Gap`.
     """
 
 

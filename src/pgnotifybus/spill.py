@@ -22,7 +22,7 @@ from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, FatalLinkError, LinkError, LinkLost
 from pgnotifybus.links.base import Runner, ServerError
 from pgnotifybus.messages import GapReason
-from pgnotifybus.schema import prune_some
+from pgnotifybus.schema.pruning import prune_some
 
 # Anybody may notify of any size: a row that is much larger than it was said to be is not fetched.
 # Twice, as a few encodings take more bytes for a character than UTF-8 does.

@@ -26,11 +26,11 @@ def execute(dsn: str, statement: str) -> None:
 def test_from_install_to_remove_it_says_what_it_has_done(database18: str) -> None:
     server = ("--dsn", database18)
     for arguments, said in (
-        (("install",), "installed: schema pgnotifybus, version 1, payloads are kept for 3,600 s"),
-        (("install",), "nothing to do: schema pgnotifybus, version 1"),
+        (("install",), "installed: schema pgnotifybus, version 2, payloads are kept for 3,600 s"),
+        (("install",), "nothing to do: schema pgnotifybus, version 2"),
         (("install", "--retention", "7d"), "payloads are kept for 604,800 s"),
         (("prune",), "deleted 0 payloads from schema pgnotifybus"),
-        (("remove",), 'dropped the table "pgnotifybus".payloads and the schema'),
+        (("remove",), 'dropped all tables of pgnotifybus in "pgnotifybus", and the schema'),
         (("remove",), "nothing to do: there is no schema pgnotifybus"),
     ):
         done = run("schema", *arguments, *server)
@@ -47,7 +47,7 @@ def test_json_says_the_same_to_programs(database18: str, driver: str) -> None:
         return json.loads(ran.stdout)
 
     name = 'my "own" ü\n'
-    common = {"schema": name, "version": 1}
+    common = {"schema": name, "version": 2}
     install = ("install", "--schema", name, "--retention", "90s")
     assert done(*install) == {**common, "changed": True, "retention": 90}
     assert done(*install) == {**common, "changed": False, "retention": 90}
@@ -65,7 +65,7 @@ def test_json_says_the_same_to_programs(database18: str, driver: str) -> None:
 
 def test_what_it_says_is_one_line_that_no_terminal_obeys(database18: str) -> None:
     done = run("schema", "install", "--schema", "a\n\x1b[2J", "--dsn", database18)
-    assert done.stdout.startswith("installed: schema a\\n\\x1b[2J, version 1")
+    assert done.stdout.startswith("installed: schema a\\n\\x1b[2J, version 2")
     assert done.stdout.count("\n") == 1
 
 

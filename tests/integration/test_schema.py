@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote as percent
@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from pgnotifybus import PgNotifyBus, schema
+from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.errors import SchemaError
 from pgnotifybus.links.base import Driver
 from support.notifying import listening, take
@@ -167,18 +168,14 @@ async def test_a_retention_that_was_chosen_is_kept_where_none_is_asked_for(
     [(comment,)] = await execute(
         database18, "SELECT obj_description('pgnotifybus'::regnamespace, 'pg_namespace')"
     )
-    assert comment.endswith("payloads are kept for 604800 s")
+    assert "; payloads are kept for 604800 s, " in comment
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 async def test_any_name_is_taken_as_it_is(database18: str, driver: Driver) -> None:
     for name in NAMES:
         assert await schema.install(database18, schema=name, driver=driver)
-        assert await tables(database18, name) == {
-            "payloads",
-            "payloads_pkey",
-            "payloads_expires_at",
-        }
+        assert {"payloads", "payloads_expires_at", "events"} < await tables(database18, name)
         assert not await schema.install(database18, schema=name, driver=driver)
         assert await schema.prune(database18, schema=name, driver=driver) == 0
         assert await schema.remove(database18, schema=name, driver=driver)
@@ -206,7 +203,7 @@ async def test_a_newer_version_is_left_alone(database: str) -> None:
     await schema.install(database)
     newer = f"pgnotifybus schema, version {schema.VERSION + 1}; with more in it"
     await execute(database, f"COMMENT ON SCHEMA pgnotifybus IS '{newer}'")
-    with pytest.raises(SchemaError, match=r"version 2, .* knows 1: upgrade the library"):
+    with pytest.raises(SchemaError, match=r"version 3, .* knows 2: upgrade the library"):
         await schema.install(database, retention=timedelta(days=7))
     assert await remark(database) == newer
 
@@ -216,6 +213,16 @@ async def test_a_newer_version_is_left_alone(database: str) -> None:
     [
         "DROP TABLE pgnotifybus.payloads",
         "DROP INDEX pgnotifybus.payloads_expires_at",
+        "DROP TABLE pgnotifybus.events",
+        "DROP TABLE pgnotifybus.log, pgnotifybus.segments",
+        "DROP TABLE pgnotifybus.consumers, pgnotifybus.dead_letters",
+        "DROP TABLE pgnotifybus.dead_letters",
+        "DROP INDEX pgnotifybus.events_era_xid",
+        "DROP INDEX pgnotifybus.events_created_at",
+        "DROP FUNCTION pgnotifybus.append",
+        "DROP FUNCTION pgnotifybus.append_many",
+        "DROP FUNCTION pgnotifybus.wake",
+        "DROP FUNCTION pgnotifybus.era CASCADE",
         "COMMENT ON SCHEMA pgnotifybus IS NULL",
     ],
 )
@@ -400,3 +407,137 @@ async def test_where_there_is_no_table_pruning_says_how_to_install_it(database: 
         await schema.prune(database)
     with pytest.raises(SchemaError, match=r"`pgnotifybus schema install --schema 'my own'`"):
         await schema.prune(database, schema="my own")
+
+
+# -- the event log --------------------------------------------------------------------------------
+
+VERSION_1 = """
+CREATE SCHEMA pgnotifybus;
+CREATE TABLE pgnotifybus.payloads (
+  id uuid PRIMARY KEY, channel text NOT NULL, payload text NOT NULL, expires_at timestamptz NOT NULL
+);
+CREATE INDEX payloads_expires_at ON pgnotifybus.payloads (expires_at);
+ALTER TABLE pgnotifybus.payloads
+  ALTER COLUMN expires_at SET DEFAULT clock_timestamp() + interval '7200 seconds';
+COMMENT ON SCHEMA pgnotifybus IS 'pgnotifybus schema, version 1; payloads are kept for 7200 s';
+INSERT INTO pgnotifybus.payloads (id, channel, payload) VALUES (gen_random_uuid(), 'a', 'kept');
+"""
+
+
+async def test_version_1_is_upgraded_and_keeps_what_it_has(database: str) -> None:
+    await execute(database, VERSION_1)
+    assert await schema.install(database)
+    assert not await schema.install(database)
+    assert "version 2; payloads are kept for 7200 s" in await remark(database)
+    assert await execute(database, "SELECT payload FROM pgnotifybus.payloads") == [("kept",)]
+    assert await execute(database, "SELECT pgnotifybus.append('orders', 'x')") == [(1,)]
+
+
+async def test_what_was_damaged_can_be_appended_to_again(database18: str) -> None:
+    await schema.install(database18)
+    for damage in ("FUNCTION pgnotifybus.era CASCADE", "TABLE pgnotifybus.events"):
+        await execute(database18, f"DROP {damage}")
+        assert await schema.install(database18)
+        assert await execute(database18, "SELECT pgnotifybus.append('orders', 'x')")
+
+
+async def test_any_name_can_be_appended_to(database18: str) -> None:
+    for number, name in enumerate((*NAMES, "a $function$ b", "$function_$ $function$"), 1):
+        await schema.install(database18, schema=name)
+        quoted = '"' + name.replace('"', '""') + '"'
+        for conforming in ("on", "off"):
+            await execute(
+                database18,
+                f"SET standard_conforming_strings = {conforming}; SET escape_string_warning = off;"
+                f" LISTEN x; SELECT {quoted}.append('orders', 'x'),"
+                f" {quoted}.append_many('{{a,b}}', '{{x,y}}', '{{k,NULL}}', '{{NULL,\"7\"}}')",
+            )
+        rows = await execute(
+            database18,
+            f"SELECT id, channel, key, payload, headers FROM {quoted}.events ORDER BY id",
+        )
+        assert rows[:3] == [
+            (1, "orders", None, "x", None),
+            (2, "a", "k", "x", None),
+            (3, "b", None, "y", 7),
+        ], number
+        assert len(rows) == 6
+
+
+async def test_how_long_and_how_much_is_kept_stays_as_it_was_set(database18: str) -> None:
+    async def kept() -> tuple[Any, ...]:
+        columns = "keep_seconds, keep_bytes"
+        [row] = await execute(database18, f"SELECT {columns} FROM pgnotifybus.log")
+        return row
+
+    await schema.install(database18)
+    assert await kept() == (7 * 86_400, None)
+    hour = timedelta(hours=1)
+    assert await schema.install(database18, event_retention=hour, event_size=10_000)
+    assert await kept() == (3600, 10_000)
+    assert not await schema.install(database18, event_retention=hour, event_size=10_000)
+    assert not await schema.install(database18)
+    assert await schema.install(database18, event_limit=7)
+    assert await kept() == (3600, 10_000)
+    assert await schema.install(database18, event_retention="forever", event_size="unlimited")
+    assert await kept() == (None, None)
+    assert not await schema.install(database18, event_retention="forever", event_limit=7)
+    for call in ("append('a', '12345678')", "append_many('{a}', '{12345678}', '{k}', '{null}')"):
+        with pytest.raises(psycopg.errors.StringDataRightTruncation, match="7 is the limit"):
+            await execute(database18, f"SELECT pgnotifybus.{call}")
+    assert await execute(database18, "SELECT pgnotifybus.append('a', '1234567')")
+
+
+async def test_what_cannot_be_kept_is_refused_before_any_io() -> None:
+    for options, text in [
+        ({"event_retention": timedelta(0)}, "event_retention must be at least a second"),
+        ({"event_retention": "a week"}, "a timedelta or 'forever'"),
+        ({"event_size": 0}, "event_size must be at least 1 byte, or 'unlimited'"),
+        ({"event_size": True}, "event_size"),
+        ({"event_limit": 0}, "event_limit must be from 1 byte to under 1 GiB"),
+        ({"event_limit": 2**30}, "event_limit"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            await schema.install("postgresql://127.0.0.1:1/x", **options)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=text):
+            schema.sql(**options)  # type: ignore[arg-type]
+
+
+async def test_the_printed_statements_set_what_is_kept(database18: str) -> None:
+    printed = schema.sql(event_retention=timedelta(days=1), event_size=5, event_limit=3)
+    for _ in range(2):
+        await execute(database18, printed)
+    assert not await schema.install(
+        database18, event_retention=timedelta(days=1), event_size=5, event_limit=3
+    )
+
+
+async def test_only_what_can_be_an_event_is_appended(database18: str) -> None:
+    await schema.install(database18)
+    for arguments, error in [
+        ("'', 'x'", psycopg.errors.CheckViolation),
+        (f"'{'x' * 64}', 'x'", psycopg.errors.CheckViolation),
+        ("NULL, 'x'", psycopg.errors.NotNullViolation),
+        ("'a', NULL", psycopg.errors.NotNullViolation),
+    ]:
+        with pytest.raises(error):
+            await execute(database18, f"SELECT pgnotifybus.append({arguments})")
+    assert await execute(database18, "SELECT count(*) FROM pgnotifybus.events") == [(0,)]
+
+
+async def test_a_transaction_that_keeps_quiet_can_be_prepared(
+    private_server: Callable[..., EmbeddedServer],
+) -> None:
+    server = private_server(settings={"max_prepared_transactions": "2"})
+    await schema.install(server.dsn)
+    async with await psycopg.AsyncConnection.connect(server.dsn) as connection:
+        await connection.execute("SELECT pgnotifybus.append('a', 'x')")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
+            await connection.execute("PREPARE TRANSACTION 'loud'")
+        await connection.rollback()
+        await connection.execute("SET LOCAL pgnotifybus.wake = off")
+        await connection.execute("SELECT pgnotifybus.append('a', 'x')")
+        await connection.execute("PREPARE TRANSACTION 'quiet'")
+        await connection.set_autocommit(True)
+        await connection.execute("COMMIT PREPARED 'quiet'")
+    await schema.remove(server.dsn)

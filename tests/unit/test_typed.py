@@ -40,9 +40,13 @@ from pgnotifybus.errors import (
     BufferFull,
     Closed,
     ConnectError,
+    CursorExpired,
     Empty,
+    EpochMismatch,
+    EventLogError,
     FatalLinkError,
     InvalidChannel,
+    InvalidCursor,
     Lagged,
     LinkError,
     LinkLost,
@@ -56,6 +60,7 @@ from pgnotifybus.errors import (
     ProbeTimeout,
     PublishFailed,
     SchemaError,
+    SchemaMissing,
 )
 from pgnotifybus.typed import MAX_REASON, Channel
 
@@ -1026,6 +1031,11 @@ ERRORS: list[PgNotifyBusError] = [
     PayloadTooLarge(8_000, 7_999),
     PayloadTooLarge(8_000, 7_999, "do something else"),
     SchemaError("why"),
+    EventLogError("why"),
+    SchemaMissing("why"),
+    InvalidCursor("why"),
+    CursorExpired("why", "a cursor"),
+    EpochMismatch("why"),
     BufferFull("why"),
     PublishFailed("why", [("orders", SECRET)], [("jobs", SECRET), ("jobs", "2")]),
     PublishFailed("why", (("orders", SECRET),), ()),

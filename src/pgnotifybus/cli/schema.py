@@ -9,7 +9,7 @@ import json as json_format
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
-from typing import Annotated, Final, NamedTuple, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 import typer
 
@@ -33,6 +33,7 @@ from pgnotifybus.core.names import SCHEMA, quote
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.links.base import Runner
 from pgnotifybus.links.sources import Connector, Driver
+from pgnotifybus.schema.installing import retention_of
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ commands = typer.Typer()
 
 _EPILOG: Final = f"{SERVER}\n\n{EXIT_CODES}"
 
+_RETENTION: Final = timedelta(hours=1)
+_SIZES: Final = ("B", "kB", "MB", "GB", "TB")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _TIMEOUT: Final = 10.0  # seconds
 
@@ -67,9 +70,32 @@ SqlRetentionOption = Annotated[
 ]
 
 
+EventRetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--event-retention",
+        metavar="TIME",
+        help="How long events of the log are kept: 90s, 15m, 1h, 7d, or forever. At first 7d; "
+        "without it, as it is.",
+        show_default=False,
+    ),
+]
+
+EventSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--event-size",
+        metavar="SIZE",
+        help="How much of the log is kept: 500MB, 10GB, or unlimited. At first unlimited; without "
+        "it, as it is.",
+        show_default=False,
+    ),
+]
+
+
 @commands.callback(invoke_without_command=True, epilog=_EPILOG)
 def _schema(context: typer.Context) -> None:
-    """Install, remove and tidy the table for payloads that are too large for a notification."""
+    """Install, remove and tidy what is kept in the database: large payloads, and the event log."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -78,13 +104,15 @@ def _schema(context: typer.Context) -> None:
 def _install_command(
     schema: SchemaOption = SCHEMA,
     retention: RetentionOption = None,
+    event_retention: EventRetentionOption = None,
+    event_size: EventSizeOption = None,
     lock_timeout: LockTimeoutOption = 2.0,
     json: ResultOption = False,
     dsn: DsnOption = None,
     driver: DriverOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Make the table, or change its retention; where all is as it should be, do nothing.
+    """Make the tables, or change what they keep; where all is as it should be, do nothing.
 
     Needs the right to CREATE in the database, or the schema's owner.
 
@@ -92,7 +120,7 @@ def _install_command(
     """
     show_log(verbose)
     with reported() as signals:
-        kept = parsed_retention(retention)
+        kept = parsed_kept(retention, event_retention, event_size)
         sql(schema, kept)  # says what is wrong with them before a server is looked for
         with dsns.server(dsn) as place:
             connector = dsns.connects(place, driver_of(driver))
@@ -102,13 +130,19 @@ def _install_command(
 
 
 @commands.command("sql", epilog=EXIT_CODES)
-def _sql_command(schema: SchemaOption = SCHEMA, retention: SqlRetentionOption = None) -> None:
+def _sql_command(
+    schema: SchemaOption = SCHEMA,
+    retention: SqlRetentionOption = None,
+    event_retention: EventRetentionOption = None,
+    event_size: EventSizeOption = None,
+) -> None:
     """Print what install runs, for migrations of your own; needs no server.
 
     `pgnotifybus schema sql | psql --single-transaction`
     """
     with reported():
-        typer.echo(sql(schema, parsed_retention(retention)), nl=False)
+        kept = parsed_kept(retention, event_retention, event_size)
+        typer.echo(sql(schema, kept), nl=False)
 
 
 @commands.command("remove", epilog=_EPILOG)
@@ -120,7 +154,7 @@ def _remove_command(
     driver: DriverOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Drop the table with all payloads in it, and the schema if nothing else is in that.
+    """Drop the tables with all payloads and events, and the schema if nothing else is in it.
 
     It asks nothing.
     """
@@ -178,7 +212,48 @@ class Place(NamedTuple):
     schema: str
 
 
-def parsed_retention(text: str | None) -> timedelta | None:
+class Kept(NamedTuple):
+    """What is to be kept; None for what may be as it is."""
+
+    retention: timedelta | None = None
+    event_retention: timedelta | Literal["forever"] | None = None
+    event_size: int | Literal["unlimited"] | None = None
+
+
+def parsed_kept(retention: str | None, event_retention: str | None, event_size: str | None) -> Kept:
+    """Understand the options.
+
+    Raises:
+        UsageProblem: If one of them cannot be understood.
+    """
+    forever: Literal["forever"] = "forever"
+    events = (
+        forever
+        if event_retention == forever
+        else parsed_retention(event_retention, "--event-retention", ", or forever")
+    )
+    return Kept(parsed_retention(retention), events, parsed_size(event_size))
+
+
+def parsed_size(text: str | None) -> int | Literal["unlimited"] | None:
+    """How many bytes `500MB` or `10GB` are, as PostgreSQL counts them; None if it is not said.
+
+    Raises:
+        UsageProblem: If it is written in another way.
+    """
+    if text is None or text == "unlimited":
+        return text if text is None else "unlimited"
+    found = re.fullmatch(r"([0-9]{1,18})(B|kB|MB|GB|TB)?", text)
+    if found is None:
+        raise UsageProblem(
+            f"--event-size must look like 500MB or 10GB, or be unlimited, not {text!r}"
+        )
+    return int(found[1]) * int(1024 ** _SIZES.index(found[2] or "B"))
+
+
+def parsed_retention(
+    text: str | None, option: str = "--retention", other: str = ""
+) -> timedelta | None:
     """How long `90s`, `15m`, `1h` or `7d` is; None if it is not said.
 
     Raises:
@@ -188,11 +263,11 @@ def parsed_retention(text: str | None) -> timedelta | None:
         return None
     found = re.fullmatch(r"([0-9]+)([smhd])", text)
     if found is None:
-        raise UsageProblem(f"--retention must look like 90s, 15m, 1h or 7d, not {text!r}")
+        raise UsageProblem(f"{option} must look like 90s, 15m, 1h or 7d{other}, not {text!r}")
     try:
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
     except (OverflowError, ValueError):
-        raise UsageProblem(f"--retention is too long: {text[:20]}") from None
+        raise UsageProblem(f"{option} is too long: {text[:20]}") from None
 
 
 def checked_name(name: str) -> str:
@@ -201,25 +276,26 @@ def checked_name(name: str) -> str:
     Raises:
         UsageProblem: If it cannot; the message says why.
     """
-    sql(name, None)
+    sql(name, Kept())
     return name
 
 
-def sql(schema: str, kept: timedelta | None) -> str:
+def sql(schema: str, kept: Kept) -> str:
     """The statements that install it.
 
     Raises:
         UsageProblem: If the name cannot be a schema, or the retention is under a second.
     """
     with _asked_rightly():
-        if kept is None:
-            return schemas.sql(schema=schema)
-        return schemas.sql(schema=schema, retention=kept)
+        return schemas.sql(
+            schema=schema,
+            retention=kept.retention or _RETENTION,
+            event_retention=kept.event_retention,
+            event_size=kept.event_size,
+        )
 
 
-async def install(
-    place: Place, connector: Connector, kept: timedelta | None, lock_timeout: float
-) -> Done:
+async def install(place: Place, connector: Connector, kept: Kept, lock_timeout: float) -> Done:
     """Install or upgrade it.
 
     Raises:
@@ -230,11 +306,13 @@ async def install(
         changed = await schemas.install(
             place.dsn,
             schema=place.schema,
-            retention=kept,
+            retention=kept.retention,
+            event_retention=kept.event_retention,
+            event_size=kept.event_size,
             lock_timeout=lock_timeout,
             driver=place.driver,
         )
-    seconds = await _asked(connector, lambda runner: schemas.retention_of(runner, place.schema))
+    seconds = await _asked(connector, lambda runner: retention_of(runner, place.schema))
     said = "installed" if changed else "nothing to do"
     return Done(
         f"{said}: schema {place.schema}, version {schemas.VERSION}, payloads are kept for "
@@ -260,13 +338,13 @@ async def remove(place: Place, connector: Connector, lock_timeout: float) -> Don
             place.dsn, schema=place.schema, lock_timeout=lock_timeout, driver=place.driver
         )
     left = await _asked(connector, lambda runner: _is_there(runner, place.schema))
-    table = f"{quote(place.schema)}.payloads"
+    tables = f"all tables of pgnotifybus in {quote(place.schema)}"
     if not removed:
         said = f"nothing to do: there is no schema {place.schema}"
     elif left:
-        said = f"dropped the table {table}; the schema stays, as something else is in it"
+        said = f"dropped {tables}; the schema stays, as something else is in it"
     else:
-        said = f"dropped the table {table} and the schema"
+        said = f"dropped {tables}, and the schema"
     return Done(
         said,
         {"schema": place.schema, "removed": removed, "schema_dropped": removed and not left},

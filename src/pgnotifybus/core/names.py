@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -105,3 +106,21 @@ def payload_size(payload: object) -> int:
 def quote(name: str) -> str:
     """The name as a quoted SQL identifier, which keeps capitals, spaces and quotes as they are."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """The text as an SQL literal, whatever `standard_conforming_strings` says."""
+    escaped = text.replace("'", "''")
+    return "E'" + escaped.replace("\\", "\\\\") + "'" if "\\" in text else f"'{escaped}'"
+
+
+def log_channel(schema: str) -> str:
+    """The channel on which those who follow an event log are told that there is something new.
+
+    Args:
+        schema: The schema of the log.
+    """
+    name = f"pgnotifybus:{schema}"
+    if len(name.encode()) <= MAX_CHANNEL_BYTES:
+        return name
+    return f"pgnotifybus:{hashlib.sha256(schema.encode()).hexdigest()[:32]}"

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from pgnotifybus.core.names import MAX_PAYLOAD_BYTES, quote
+from pgnotifybus.core.names import MAX_PAYLOAD_BYTES, literal, quote
 
 MAX_BUILT_BYTES: Final = 262_144
 """How many bytes of stored values are made into JSON, which may then still be too large.
@@ -78,12 +78,6 @@ def max_rows(key: tuple[str, ...]) -> int:
     # A name is at least as many bytes as it has characters; no value is shorter than one digit.
     shortest = len("{}") + sum(len(f'"{name}":0') for name in key) + len(key) - 1
     return (MAX_PAYLOAD_BYTES - _FRAME + 1) // (shortest + 1)
-
-
-def literal(text: str) -> str:
-    """The text as an SQL string, which reads the same whatever standard_conforming_strings says."""
-    quoted = text.replace("'", "''")
-    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 def body(definition: Definition) -> str:

@@ -19,8 +19,8 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
-from pgnotifybus.core.names import quote
-from pgnotifybus.core.trigger_body import VARIABLES, Definition, body, literal
+from pgnotifybus.core.names import literal, quote
+from pgnotifybus.core.trigger_body import VARIABLES, Definition, body
 
 VERSION: Final = 1
 """The version of the functions that are made here."""

@@ -32,16 +32,20 @@ async def run(script: Script[R], runner: Runner) -> R:
         return result
 
 
-def array(values: Sequence[str]) -> str:
+def array(values: Sequence[str | None]) -> str:
     """PostgreSQL's text form of a text array.
 
     Args:
-        values: Texts that PostgreSQL can store, so without NUL.
+        values: Texts that PostgreSQL can store, so without NUL; None for null.
 
     Source: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
     """
     if not values:
         return "{}"
+    texts = [each for each in values if each is not None]
+    if len(texts) < len(values):
+        elements = ("NULL" if each is None else array([each])[1:-1] for each in values)
+        return "{" + ",".join(elements) + "}"
     # All at once is several times faster than one by one, and NUL is in none of them.
-    joined = "\0".join(values).replace("\\", "\\\\").replace('"', '\\"')
+    joined = "\0".join(texts).replace("\\", "\\\\").replace('"', '\\"')
     return '{"' + joined.replace("\0", '","') + '"}'

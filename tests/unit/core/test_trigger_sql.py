@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from pgnotifybus.core.names import MAX_PAYLOAD_BYTES
-from pgnotifybus.core.trigger_body import VARIABLES, Definition, body, literal, max_rows
+from pgnotifybus.core.names import MAX_PAYLOAD_BYTES, literal
+from pgnotifybus.core.trigger_body import VARIABLES, Definition, body, max_rows
 from pgnotifybus.core.trigger_sql import (
     MARK,
     VERSION,
