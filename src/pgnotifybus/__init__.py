@@ -17,9 +17,13 @@ from pgnotifybus.errors import (
     BufferFull,
     Closed,
     ConnectError,
+    CursorExpired,
     Empty,
+    EpochMismatch,
+    EventLogError,
     FatalLinkError,
     InvalidChannel,
+    InvalidCursor,
     Lagged,
     LinkError,
     LinkLost,
@@ -33,7 +37,11 @@ from pgnotifybus.errors import (
     ProbeTimeout,
     PublishFailed,
     SchemaError,
+    SchemaMissing,
 )
+from pgnotifybus.log.cursor import Cursor
+from pgnotifybus.log.event import Event
+from pgnotifybus.log.event_log import EventLog, LogStatistics
 from pgnotifybus.messages import Gap, Notification
 from pgnotifybus.publish.message import Envelope
 from pgnotifybus.publish.publisher import Publisher
@@ -48,16 +56,24 @@ __all__ = [
     "ChannelStatistics",
     "Closed",
     "ConnectError",
+    "Cursor",
+    "CursorExpired",
     "Empty",
     "Envelope",
+    "EpochMismatch",
+    "Event",
+    "EventLog",
+    "EventLogError",
     "FatalLinkError",
     "Gap",
     "Health",
     "InvalidChannel",
+    "InvalidCursor",
     "Lagged",
     "LinkError",
     "LinkLost",
     "ListenRejected",
+    "LogStatistics",
     "Malformed",
     "MissingExtra",
     "Notification",
@@ -71,6 +87,7 @@ __all__ = [
     "Publisher",
     "PublisherStatistics",
     "SchemaError",
+    "SchemaMissing",
     "Statistics",
     "__version__",
     "broadcast",

@@ -15,7 +15,7 @@ else:
 
     P = TypeVar("P")
 
-GapReason = Literal["lagged", "reconnected", "expired", "unreadable"]
+GapReason = Literal["lagged", "reconnected", "expired", "unreadable", "epoch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Gap:
     reason: GapReason
     """`"lagged"`: this receiver was too slow. `"reconnected"`: the link was lost meanwhile.
     `"expired"`, `"unreadable"`: the payload of one message, which lay in the spill table, is no
-    longer there, or could not be fetched."""
+    longer there, or could not be fetched. From an event log, `"expired"`: retention has deleted
+    what came next; `"epoch"`: the cursor was of another log, what lies between nobody knows."""
     channel: str
     generation: int
     """Which link brings what comes next."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from pgnotifybus.errors import PgNotifyBusError
 
@@ -117,6 +118,22 @@ class PublishRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class LogDelayed:
+    """Something about the event log could not be done now, and is tried again."""
+
+    doing: str
+    error: Exception
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class PacemakerChanged:
+    """This process has begun, or ended, to tell all others of new events."""
+
+    state: Literal["awake", "draining", "asleep"]
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The bus has ended; nothing is left running."""
 
@@ -135,6 +152,8 @@ Event = (
     | PayloadsLost
     | PublishDelayed
     | PublishRefused
+    | LogDelayed
+    | PacemakerChanged
     | Stopped
 )
 
@@ -222,7 +241,15 @@ class Emitter:
                     event.channel,
                     event.reason,
                 )
-            case ProbeAnswered() | ChannelsChanged() | Stopped():
+            case LogDelayed():
+                logger.log(
+                    self._level(str(event.error)),
+                    "%s failed: %s; trying again in %.1f s",
+                    event.doing,
+                    event.error,
+                    event.retry_in,
+                )
+            case ProbeAnswered() | ChannelsChanged() | PacemakerChanged() | Stopped():
                 logger.debug("%r", event)
 
     def _level(self, failure: str) -> int:

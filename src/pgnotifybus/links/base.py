@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from pgnotifybus.core.names import quote
 from pgnotifybus.errors import LinkLost, PayloadTooLarge
@@ -192,6 +192,21 @@ class Connector(Protocol):
         """Something to run other statements over; otherwise as `connect`."""
 
 
+class Borrowed(NamedTuple):
+    """A connection as its driver made it, for the user to work with."""
+
+    connection: Any
+    release: Callable[[], Awaitable[Any]]
+    """Closes it, or gives it back to its pool."""
+
+
+class Lender(Connector, Protocol):
+    """A connector that can also hand out what the driver makes."""
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        """A connection of the source's own kind; otherwise as `connect`."""
+
+
 # -- what a listener's session must look like -----------------------------------------------------
 
 # A listener is idle by trade: none of these may end it. Which of them exist depends on the server's
@@ -244,6 +259,14 @@ KEEPALIVE_IDLE: Final = 5
 KEEPALIVE_INTERVAL: Final = 2
 KEEPALIVE_COUNT: Final = 3
 USER_TIMEOUT_MS: Final = 10_000
+
+KEEPALIVE_PARAMETERS: Final = {
+    "keepalives_idle": KEEPALIVE_IDLE,
+    "keepalives_interval": KEEPALIVE_INTERVAL,
+    "keepalives_count": KEEPALIVE_COUNT,
+    "tcp_user_timeout": USER_TIMEOUT_MS,
+}
+"""The same as parameters of libpq."""
 
 
 def keep_alive(sock: socket.socket) -> None:

@@ -14,7 +14,13 @@ from urllib.parse import urlsplit
 
 from pgnotifybus.core.dsn import MALFORMED
 from pgnotifybus.errors import FatalLinkError, MissingExtra, PgNotifyBusError, PoolTooSmall
-from pgnotifybus.links.base import Link, Outlet, ServerError
+from pgnotifybus.links.base import (
+    KEEPALIVE_PARAMETERS,
+    Borrowed,
+    Link,
+    Outlet,
+    ServerError,
+)
 from pgnotifybus.links.failures import connect_failure
 
 Release = Callable[[], Awaitable[None]]
@@ -37,6 +43,9 @@ class OwnConnections:
 
     async def outlet(self, part: str, timeout: float) -> Outlet:
         return await self.connect(part, timeout)
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        raise NotImplementedError
 
 
 # -- DSN ------------------------------------------------------------------------------------------
@@ -71,20 +80,31 @@ class PsycopgDsn(OwnConnections):
         )
 
     async def connect(self, part: str, timeout: float) -> Link:
+        given = {**self._parameters, **self._kwargs}
+        connection = await self._open(given, timeout)
+        tuned = any(name.startswith(("keepalives", "tcp_user_timeout")) for name in given)
+        return await _psycopg_link(connection, part, timeout, tune_socket=not tuned)
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        given = {**self._parameters, **self._kwargs}
+        if not any(name.startswith(("keepalives", "tcp_user_timeout")) for name in given):
+            given.update(KEEPALIVE_PARAMETERS)
+        given.setdefault("application_name", f"pgnotifybus {part}")
+        connection = await self._open(given, timeout)
+        return Borrowed(connection, connection.close)
+
+    async def _open(self, given: dict[str, Any], timeout: float) -> Any:
         import psycopg
 
-        given = {**self._parameters, **self._kwargs}
         # Whole seconds, at least 2: that is libpq's grain.
-        given.setdefault("connect_timeout", max(2, round(timeout)))
-        kwargs = {**given, "autocommit": True}
+        kwargs: dict[str, Any] = {"connect_timeout": max(2, round(timeout)), **given}
+        kwargs["autocommit"] = True
         try:
-            connection = await psycopg.AsyncConnection.connect(**kwargs)
+            return await psycopg.AsyncConnection.connect(**kwargs)
         except (psycopg.Error, OSError) as error:
             raise connect_failure(
                 self.describe(), str(error), getattr(error, "sqlstate", None)
             ) from error
-        tuned = any(name.startswith(("keepalives", "tcp_user_timeout")) for name in given)
-        return await _psycopg_link(connection, part, timeout, tune_socket=not tuned)
 
 
 class AsyncpgDsn(OwnConnections):
@@ -108,15 +128,22 @@ class AsyncpgDsn(OwnConnections):
         return _describe(host, port, self._parts.path.lstrip("/"))
 
     async def connect(self, part: str, timeout: float) -> Link:
+        return await _asyncpg_link(await self._open(timeout), part, timeout)
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        connection = await self._open(timeout)
+        await connection.execute(f"SET application_name = 'pgnotifybus {part}'")
+        return Borrowed(connection, lambda: _close_asyncpg(connection))
+
+    async def _open(self, timeout: float) -> Any:
         import asyncpg
 
         try:
-            connection = await asyncpg.connect(self._dsn or None, timeout=timeout)
+            return await asyncpg.connect(self._dsn or None, timeout=timeout)
         except _asyncpg_errors(ValueError) as error:
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
             ) from error
-        return await _asyncpg_link(connection, part, timeout)
 
 
 # -- pools and engines ----------------------------------------------------------------------------
@@ -154,6 +181,15 @@ class PsycopgPool(OwnConnections):
             raise FatalLinkError(f"the pool's conninfo cannot be used: {error}") from None
         return await dsn.connect(part, timeout)
 
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        try:
+            connection = await self._pool.getconn(timeout)
+        except Exception as error:  # of the pool's `configure` or `check`: it may pass
+            raise connect_failure(
+                self.describe(), f"{type(error).__name__}: {error}", None
+            ) from error
+        return Borrowed(connection, lambda: self._pool.putconn(connection))
+
 
 class AsyncpgPool:
     """Keeps one connection of the pool for listening: asyncpg offers no way to take it out.
@@ -168,13 +204,26 @@ class AsyncpgPool:
         return "the asyncpg pool's server"
 
     async def connect(self, part: str, timeout: float) -> Link:
+        connection = await self._acquire(timeout)
+
+        async def release() -> None:
+            # The link has closed it, so the pool makes a new one when it needs it.
+            await self._pool.release(connection)
+
+        return await _asyncpg_link(connection, part, timeout, release)
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        connection = await self._acquire(timeout)
+        return Borrowed(connection, lambda: self._pool.release(connection))
+
+    async def _acquire(self, timeout: float) -> Any:
         if self._pool.get_max_size() < 2:
             raise PoolTooSmall(
                 "the asyncpg pool has max_size=1 and the bus would keep that one connection for "
                 "itself: give the pool max_size=2 or more, or pass a DSN instead of the pool"
             )
         try:
-            connection = await self._pool.acquire(timeout=timeout)
+            return await self._pool.acquire(timeout=timeout)
         except _asyncpg_errors() as error:
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
@@ -183,12 +232,6 @@ class AsyncpgPool:
             raise connect_failure(
                 self.describe(), f"{type(error).__name__}: {error}", None
             ) from error
-
-        async def release() -> None:
-            # The link has closed it, so the pool makes a new one when it needs it.
-            await self._pool.release(connection)
-
-        return await _asyncpg_link(connection, part, timeout, release)
 
     async def outlet(self, part: str, timeout: float) -> Outlet:
         from pgnotifybus.links.asyncpg import PoolOutlet
@@ -207,10 +250,27 @@ class Engine(OwnConnections):
         return _describe(url.host or "", str(url.port or ""), url.database or "")
 
     async def connect(self, part: str, timeout: float) -> Link:
+        outer = await self._connect()
+        pooled = await outer.get_raw_connection()
+        connection = pooled.driver_connection
+        pooled.detach()
+
+        async def release() -> None:
+            # The link has closed it: let SQLAlchemy forget it without a rollback on a closed one.
+            await outer.invalidate()
+            await outer.close()
+
+        return await _link_over(connection, part, timeout, release)
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        connection = await self._connect()
+        return Borrowed(connection, connection.close)
+
+    async def _connect(self) -> Any:
         from sqlalchemy import exc
 
         try:
-            outer = await self._engine.connect()
+            return await self._engine.connect()
         except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
             original = getattr(error, "orig", None)
             cause = getattr(original, "__cause__", None) or original or error
@@ -224,16 +284,6 @@ class Engine(OwnConnections):
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
             ) from error
-        pooled = await outer.get_raw_connection()
-        connection = pooled.driver_connection
-        pooled.detach()
-
-        async def release() -> None:
-            # The link has closed it: let SQLAlchemy forget it without a rollback on a closed one.
-            await outer.invalidate()
-            await outer.close()
-
-        return await _link_over(connection, part, timeout, release)
 
 
 class Factory(OwnConnections):
@@ -246,10 +296,18 @@ class Factory(OwnConnections):
         return "the server of the connection factory"
 
     async def connect(self, part: str, timeout: float) -> Link:
+        return await _link_over(await self._call(), part, timeout)
+
+    async def borrow(self, part: str, timeout: float) -> Borrowed:
+        connection = await self._call()
+        return Borrowed(connection, connection.close)
+
+    async def _call(self) -> Any:
         try:
             connection = self._factory()
             if inspect.isawaitable(connection):
                 connection = await connection
+            return connection
         except PgNotifyBusError:
             raise
         except Exception as error:
@@ -263,7 +321,6 @@ class Factory(OwnConnections):
             raise connect_failure(
                 self.describe(), text, getattr(error, "sqlstate", None)
             ) from error
-        return await _link_over(connection, part, timeout)
 
 
 async def _value_of(value: Any) -> Any:
@@ -342,6 +399,10 @@ def _asyncpg_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
         asyncpg.InterfaceError,
         asyncpg.InternalClientError,
     )
+
+
+async def _close_asyncpg(connection: Any) -> None:
+    await connection.close(timeout=1.0)
 
 
 def _is_drivers(error: BaseException) -> bool:

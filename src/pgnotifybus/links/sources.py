@@ -11,7 +11,7 @@ import inspect
 from typing import Final
 
 from pgnotifybus.core.dsn import take_apart
-from pgnotifybus.links.base import Connector, Driver
+from pgnotifybus.links.base import Connector, Driver, Lender
 from pgnotifybus.links.connectors import (
     AsyncpgDsn,
     AsyncpgPool,
@@ -22,7 +22,7 @@ from pgnotifybus.links.connectors import (
     package_of,
 )
 
-__all__ = ["Connector", "Driver", "connector"]
+__all__ = ["Connector", "Driver", "Lender", "connector"]
 
 _KINDS: Final = (
     "a DSN string, an asyncpg.Pool, a psycopg_pool.AsyncConnectionPool, a SQLAlchemy AsyncEngine, "
@@ -37,7 +37,7 @@ _DIALECTS: Final[dict[str, Driver]] = {
 }
 
 
-def connector(source: object, driver: Driver | None = None) -> Connector:
+def connector(source: object, driver: Driver | None = None) -> Lender:
     """Choose how to connect; no I/O.
 
     Args:
@@ -78,7 +78,7 @@ def connector(source: object, driver: Driver | None = None) -> Connector:
     raise TypeError(f"a source must be {_KINDS}; not {type(source).__name__}")
 
 
-def _from_dsn(dsn: str, driver: Driver | None) -> Connector:
+def _from_dsn(dsn: str, driver: Driver | None) -> Lender:
     dsn, named = take_apart(dsn)
     if named is not None:
         if named not in _DIALECTS:

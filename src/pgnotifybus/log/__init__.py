@@ -1,0 +1,1 @@
+"""The event log: what must not be lost. Layer: log."""

@@ -1,0 +1,582 @@
+"""Consumers: cursors with a name, moved on in the transaction of the work. Layer: log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from pgnotifybus import observe
+from pgnotifybus.core.backoff import Backoff
+from pgnotifybus.core.names import check_channel
+from pgnotifybus.core.position import Position, behind
+from pgnotifybus.database.queries import Script
+from pgnotifybus.database.work import Work, server_error
+from pgnotifybus.errors import (
+    Closed,
+    FatalLinkError,
+    LinkError,
+    LinkLost,
+    PgNotifyBusError,
+)
+from pgnotifybus.links.base import Lender
+from pgnotifybus.log import reading
+from pgnotifybus.log.event import Event
+from pgnotifybus.log.ledger import DeadLetter, Entry, Ledger
+from pgnotifybus.log.refusals import refusal
+from pgnotifybus.log.start import Start, start
+from pgnotifybus.log.tail import IDLE
+from pgnotifybus.log.wakes import Listener, Wakes
+
+R = TypeVar("R")
+
+STAND_BY: Final = 2.0
+"""The seconds between two looks at whether the one who works is still there."""
+_STATEMENT: Final = 30.0
+"""The seconds that a statement of ours may take; one may wait for a predecessor's transaction."""
+_LONGEST_ERROR: Final = 2000
+
+# Of these, a transaction that is tried again may succeed: it was not the event's fault.
+_TRANSIENT: Final = ("40001", "40P01", "55P03")
+
+
+class Batch:
+    """Events, and the transaction in which to act on them."""
+
+    __slots__ = ("connection", "events")
+
+    def __init__(self, events: list[Event[str]], connection: Any) -> None:
+        self.events = events
+        """At least one, in their order."""
+        self.connection = connection
+        """A connection of the source's kind (asyncpg, psycopg, SQLAlchemy), in a transaction that
+        ends with the block. Do not commit or roll back yourself; savepoints are fine."""
+
+
+class Consumer:
+    """A cursor with a name; see `EventLog.consumer`.
+
+    ::
+
+        async with log.consumer("billing", "orders") as consumer:
+            while True:
+                async with consumer.batch(limit=100) as batch:
+                    for event in batch.events:
+                        await batch.connection.execute(...)
+
+    The end of the block commits your work and the cursor together: each event takes effect exactly
+    once, whatever dies and whenever. An exception in the block rolls both back and goes through;
+    the next `batch` then brings the same events again, half as many until the one that fails stands
+    alone. That one is tried again with backoff, and after `max_attempts` set aside as a dead
+    letter, and the rest goes on. What fails because of the connection, or of other transactions
+    (deadlocks, serialization), does not count.
+    """
+
+    def __init__(
+        self,
+        lender: Lender,
+        schema: str,
+        name: str,
+        channels: Sequence[str],
+        begin: Start,
+        wakes: Wakes,
+        emit: observe.Emitter,
+        *,
+        max_attempts: int,
+        backoff_initial: float,
+        backoff_maximum: float,
+        connect_timeout: float,
+    ) -> None:
+        check_channel(name)  # the same rules, and a clear message
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
+        Backoff(backoff_initial, backoff_maximum)  # says what is wrong with them
+        self._lender = lender
+        self._schema = schema
+        self._channels = list(channels)
+        self._begin = begin
+        self._wakes = wakes
+        self._emit = emit
+        self._max_attempts = max_attempts
+        self._initial, self._maximum = backoff_initial, backoff_maximum
+        self._timeout = connect_timeout
+        self._ledger = Ledger(schema, name)
+        self._listener: Listener | None = None
+        self._work: Work | None = None
+        self._in_batch = False
+        self._stored_at = 0.0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "active" if self.active else "standing by"
+        return f"<Consumer {self._ledger.name!r} of {', '.join(self._channels)}: {state}>"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._ledger.name
+
+    @property
+    def active(self) -> bool:
+        """Whether it is the one of its name that works."""
+        return self._work is not None and not self._work.is_lost
+
+    async def __aenter__(self) -> Consumer:
+        """Make the consumer, if there is none of its name. Does not wait to become the active one.
+
+        Raises:
+            SchemaMissing, SchemaError: If the log is not there, or may not be used; the message
+                names the GRANT.
+            LinkError, FatalLinkError: If there is no connection.
+
+        Cancel safety: nothing is left open.
+        """
+        if self._listener is not None or self._closed:
+            raise RuntimeError("a consumer is entered once: make a new one")
+        await self._once(self._enter())
+        self._listener = self._wakes.join(self._channels)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave: another of the same name takes over."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.event.set()
+            self._wakes.leave(self._listener)
+        await self._give_up_turn()
+
+    def batch(self, *, limit: int = 100) -> AbstractAsyncContextManager[Batch]:
+        """The next events, and a transaction; waits for the turn of this consumer, and for events.
+
+        Args:
+            limit: The most events; at least 1.
+
+        Raises:
+            CursorExpired: If retention has deleted what comes next: `seek` to `.oldest`, after
+                re-reading what was lost.
+            EpochMismatch: If the log was made anew, or restored elsewhere: `seek`.
+            Closed: If the log has ended.
+            RuntimeError: If a batch is open already, or the consumer is not entered.
+            ValueError: If the limit is below 1.
+            Exception: What the block raises, and the driver on commit, as it is.
+
+        Cancel safety: the transaction is rolled back, and nothing is lost.
+        """
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        return _Block(self, limit)
+
+    async def seek(self, after: Any) -> None:
+        """Go on from another place: a cursor, `"beginning"`, `"now"` or a point in time.
+
+        Waits for a batch that is open, of whichever process. Failed attempts are forgotten.
+
+        Raises:
+            InvalidCursor, ValueError, TypeError: If it is no place.
+            EpochMismatch, CursorExpired: If one cannot go on from there.
+            Otherwise as entering.
+        """
+        begin = start(after)
+
+        def script() -> Script[None]:
+            position = yield from self._resolve(begin)
+            yield from self._ledger.take()
+            yield from self._ledger.store(position)
+
+        await self._once(script())
+        self._wake_self()
+
+    async def reset(self) -> None:
+        """Go back to the oldest event that is kept; otherwise as `seek`."""
+        await self.seek("beginning")
+
+    async def lag(self) -> reading.Lag:
+        """How many events it has not consumed yet, and for how long the oldest has waited.
+
+        Raises:
+            EpochMismatch, CursorExpired: If it cannot go on from where it is.
+            Otherwise as entering.
+        """
+
+        def script() -> Script[reading.Lag]:
+            entry = yield from self._ledger.take()
+            return (yield from reading.lag(self._schema, entry.position, self._channels))
+
+        return await self._once(script())
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """The events that were set aside, oldest first. Raises as entering."""
+        return await self._once(self._ledger.dead())
+
+    async def replay(self, *ids: int) -> int:
+        """Have dead letters tried again: the next batches begin with them.
+
+        Those that succeed are dead letters no more; those that fail again stay.
+
+        Args:
+            ids: Of their events; none for all.
+
+        Returns:
+            How many will be tried again.
+        """
+        count = await self._once(self._ledger.replay(ids or None))
+        self._wake_self()
+        return count
+
+    async def drop(self) -> bool:
+        """Forget the consumer and its dead letters; whether there was one. Raises as entering."""
+        return await self._once(self._ledger.drop())
+
+    # -- inside: taking a batch --------------------------------------------------------------------
+
+    async def _take(self, limit: int) -> _Taken:
+        """Wait for events, and for the turn; returns with a transaction open."""
+        if self._listener is None:
+            raise RuntimeError("the consumer is not entered: use `async with`")
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            if self._closed:
+                raise Closed("the consumer is closed")
+            self._listener.event.clear()
+            try:
+                work = await self._my_turn()
+                taken = await self._try_to_take(work, limit)
+            except (LinkError, FatalLinkError) as error:
+                await self._drop_work()
+                if isinstance(error, FatalLinkError):
+                    raise
+                delay = backoff.next_delay()
+                self._emit(observe.LogDelayed(f"consumer {self.name!r}", error, delay))
+                await asyncio.sleep(delay)
+                continue
+            if isinstance(taken, _Taken):
+                return taken
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(taken):
+                    await self._listener.event.wait()
+
+    async def _try_to_take(self, work: Work, limit: int) -> _Taken | float:
+        """A batch in its transaction; or the seconds to wait, unless woken."""
+        transaction = work.transaction()
+        await self._driver(work, transaction.__aenter__)
+        try:
+            entry = await self._run(work, self._ledger.take())
+            if entry.replays:
+                letters = await self._run(work, self._ledger.replayed(limit))
+                return _Taken(work, transaction, letters, entry, entry.position, letters=True)
+            if entry.wait > 0:
+                await self._end(work, transaction)
+                return entry.wait
+            size = limit if entry.size is None else min(limit, entry.size)
+            page = await self._run(
+                work, reading.read(self._schema, entry.position, self._channels, size)
+            )
+            while page.more and not page.rows:
+                page = await self._run(
+                    work, reading.read(self._schema, page.end, self._channels, size)
+                )
+            if page.rows:
+                return _Taken(work, transaction, page.events, entry, page.end, letters=False)
+            await self._keep_fresh(work, entry, page)
+            await self._end(work, transaction)
+            return self._idle_for()
+        except BaseException as error:
+            await self._abandon(work, transaction, error)
+            raise
+
+    async def _keep_fresh(self, work: Work, entry: Entry, page: reading.Page) -> None:
+        """Do not let retention overtake a consumer that has nothing to do."""
+        now = asyncio.get_running_loop().time()
+        newest = entry.position.newest
+        moved = newest is None or newest.snapshot.end != page.here.now.snapshot.end
+        if moved and now - self._stored_at > IDLE:
+            self._stored_at = now
+            await self._run(work, self._ledger.store(page.end))
+
+    def _idle_for(self) -> float:
+        return min(IDLE, max(self._wakes.check_in(), 0.1))
+
+    # -- inside: ending a batch --------------------------------------------------------------------
+
+    async def _succeed(self, taken: _Taken) -> None:
+        """Store how far it is, and commit."""
+        ids = [event.id for event in taken.events]
+        if taken.letters:
+            await self._run(taken.work, self._ledger.forget(ids))
+        else:
+            size = taken.entry.size
+            # After a failure it grows back, so that the rest does not go one by one.
+            grown = None if size is None or size > 1000 else 2 * size
+            await self._run(taken.work, self._ledger.store(taken.end, size=grown))
+            self._stored_at = asyncio.get_running_loop().time()
+        await self._end(taken.work, taken.transaction)
+
+    async def _fail(self, taken: _Taken, error: BaseException) -> None:
+        """Roll back, and write down that it has failed."""
+        await self._abandon(taken.work, taken.transaction, error)
+        if not isinstance(error, Exception) or isinstance(error, LinkError) or not self.active:
+            return
+        refused = server_error(error)
+        if refused is not None and refused.sqlstate in _TRANSIENT:
+            return
+        with contextlib.suppress(LinkError):  # then it is as if it had not been tried
+            work = taken.work
+            transaction = work.transaction()
+            await self._driver(work, transaction.__aenter__)
+            try:
+                await self._run(work, self._note_failure(taken, error))
+                await self._end(work, transaction)
+            except BaseException as second:
+                await self._abandon(work, transaction, second)
+                raise
+
+    def _note_failure(self, taken: _Taken, error: Exception) -> Script[None]:
+        reason = f"{type(error).__name__}: {error}".replace("\0", "")[:_LONGEST_ERROR]
+        reason = reason.encode(errors="replace").decode()
+        entry = yield from self._ledger.take()
+        if taken.letters:
+            yield from self._ledger.rebury(taken.events, reason)
+            return
+        if entry.position != taken.entry.position:
+            return  # somebody has moved it meanwhile
+        if len(taken.events) > 1:
+            yield from self._ledger.store(
+                entry.position, size=max(1, len(taken.events) // 2), error=reason
+            )
+            return
+        [event] = taken.events
+        attempts = entry.attempts + 1
+        if attempts < self._max_attempts:
+            wait = min(self._initial * 2.0 ** min(attempts - 1, 60), self._maximum)
+            yield from self._ledger.store(
+                entry.position, attempts=attempts, size=1, error=reason, wait=wait
+            )
+            return
+        yield from self._ledger.bury(event, attempts, reason)
+        yield from self._ledger.store(taken.end, size=2, error=reason)
+
+    # -- inside: the turn, and the connection ------------------------------------------------------
+
+    async def _my_turn(self) -> Work:
+        """Stand by until nobody of the same name works, and keep it so."""
+        if self._work is not None and self._work.is_lost:
+            await self._drop_work()
+        while self._work is None:
+            work = await self._connect()
+            try:
+                async with self._deadline(work):
+                    async with work.transaction():
+                        got = await work.run(self._ledger.try_turn())
+            except BaseException as error:  # noqa: BLE001 - it goes on, as what it means
+                await self._discard(work)
+                raise self._lost(error) or error from None
+            if got:
+                self._work = work
+                break
+            await work.close()
+            if self._closed:
+                raise Closed("the consumer is closed")
+            await asyncio.sleep(STAND_BY * (0.75 + random.random() / 2))
+        return self._work
+
+    async def _connect(self) -> Work:
+        try:
+            async with asyncio.timeout(3 * self._timeout):
+                return Work(await self._lender.borrow("consumer", self._timeout))
+        except TimeoutError:
+            raise LinkLost("the server did not answer in time") from None
+
+    async def _give_up_turn(self) -> None:
+        work, self._work = self._work, None
+        if work is None:
+            return
+        try:
+            async with self._deadline(work):
+                async with work.transaction():
+                    await work.run(self._ledger.end_turn())
+        except Exception:  # noqa: BLE001 - it is closed instead
+            await self._discard(work)
+        else:
+            await work.close()
+
+    async def _drop_work(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            await self._discard(work)
+
+    async def _discard(self, work: Work) -> None:
+        """End the session, and with it the turn; a pool then makes a new one."""
+        await work.kill()
+        await work.close()
+
+    async def _once(self, script: Script[R]) -> R:
+        """Run a script in a transaction of its own, over a connection of its own."""
+        work = await self._connect()
+        try:
+            async with self._deadline(work):
+                async with work.transaction():
+                    result: R = await work.run(script)
+                    return result
+        except PgNotifyBusError:
+            raise
+        except Exception as error:
+            lost = self._lost(error)
+            if lost is not None:
+                raise lost from error
+            raise
+        finally:
+            await work.close()
+
+    def _enter(self) -> Script[None]:
+        if (yield from self._ledger.exists(self._channels)):
+            return
+        position = yield from self._resolve(self._begin)
+        yield from self._ledger.enter(self._channels, position)
+
+    def _resolve(self, begin: Start) -> Script[Position]:
+        here = yield from reading.look(self._schema)
+        if begin.cursor is not None:
+            here.check(begin.cursor.position)
+            return begin.cursor.position
+        if begin.is_now:
+            return behind(here.epoch, here.now)
+        return here.oldest._replace(time=begin.microseconds)
+
+    def _wake_self(self) -> None:
+        if self._listener is not None:
+            self._listener.event.set()
+
+    async def _run(self, work: Work, script: Script[R]) -> R:
+        """Run a script in the open transaction."""
+
+        async def go() -> R:
+            result: R = await work.run(script)
+            return result
+
+        return await self._driver(work, go)
+
+    async def _end(self, work: Work, transaction: Any) -> None:
+        """Commit."""
+        await self._driver(work, lambda: transaction.__aexit__(None, None, None))
+
+    async def _driver(self, work: Work, call: Callable[[], Awaitable[R]]) -> R:
+        """Let the driver do something, with a deadline, and understand its errors."""
+        try:
+            async with self._deadline(work):
+                return await call()
+        except PgNotifyBusError:
+            raise
+        except Exception as error:
+            lost = self._lost(error)
+            if lost is None:
+                raise
+            raise lost from error
+
+    async def _abandon(self, work: Work, transaction: Any, error: BaseException) -> None:
+        """Roll back; a connection that cannot even do that is given up."""
+        if work.is_lost:
+            await self._drop_work()
+            return
+        try:
+            async with self._deadline(work):
+                await transaction.__aexit__(type(error), error, error.__traceback__)
+        except BaseException as failure:
+            # Drivers let the error itself through, which is not a failure of theirs.
+            if failure is not error:
+                await self._drop_work()
+                if not isinstance(failure, Exception):
+                    raise
+
+    @contextlib.asynccontextmanager
+    async def _deadline(self, work: Work) -> Any:
+        try:
+            async with asyncio.timeout(_STATEMENT):
+                yield
+        except TimeoutError:
+            await work.kill()
+            raise LinkLost(f"the server has not answered for {_STATEMENT:g} s") from None
+
+    def _lost(self, error: BaseException) -> PgNotifyBusError | None:
+        """What the error means, if it is about the connection or the schema."""
+        refused = server_error(error)
+        if refused is None:
+            return LinkLost(" ".join(str(error).split())) if isinstance(error, Exception) else None
+        if (refused.sqlstate or "").startswith(("42", "3F")):
+            return refusal(refused, self._schema, f"use the consumer {self.name!r}")
+        passes = not refused.for_good and not (refused.sqlstate or "").startswith("25")
+        return LinkLost(str(refused)) if passes else None
+
+
+class _Taken:
+    """A batch that is being worked on."""
+
+    __slots__ = ("end", "entry", "events", "letters", "transaction", "work")
+
+    def __init__(
+        self,
+        work: Work,
+        transaction: Any,
+        events: list[Event[str]],
+        entry: Entry,
+        end: Position,
+        *,
+        letters: bool,
+    ) -> None:
+        self.work = work
+        self.transaction = transaction
+        self.events = events
+        self.entry = entry
+        self.end = end
+        self.letters = letters
+
+
+class _Block(AbstractAsyncContextManager[Batch]):
+    """`async with consumer.batch()`."""
+
+    def __init__(self, consumer: Consumer, limit: int) -> None:
+        self._consumer = consumer
+        self._limit = limit
+        self._taken: _Taken | None = None
+
+    async def __aenter__(self) -> Batch:
+        consumer = self._consumer
+        if consumer._in_batch:
+            raise RuntimeError("a batch of this consumer is open already")
+        consumer._in_batch = True
+        try:
+            self._taken = await consumer._take(self._limit)
+        except BaseException:
+            consumer._in_batch = False
+            raise
+        return Batch(self._taken.events, self._taken.work.connection)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        taken, self._taken = self._taken, None
+        assert taken is not None
+        consumer = self._consumer
+        try:
+            if error is None:
+                try:
+                    await consumer._succeed(taken)
+                except BaseException as failure:
+                    # A deferred constraint, say: it is as if the block had failed.
+                    await consumer._fail(taken, failure)
+                    raise
+            else:
+                await consumer._fail(taken, error)
+        finally:
+            consumer._in_batch = False

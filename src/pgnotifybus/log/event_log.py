@@ -1,0 +1,633 @@
+"""The event log: where its parts come together. Layer: log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Literal, TypeVar, overload
+
+from pgnotifybus import observe
+from pgnotifybus.bus import PgNotifyBus
+from pgnotifybus.core.backoff import Backoff
+from pgnotifybus.core.names import SCHEMA, check_channels, check_schema, log_channel
+from pgnotifybus.core.position import Position, behind
+from pgnotifybus.database.callers import async_caller, sync_caller
+from pgnotifybus.database.queries import Script, run
+from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.errors import Closed, LinkError
+from pgnotifybus.links.base import ServerError
+from pgnotifybus.links.sources import Driver, connector
+from pgnotifybus.log import appending, reading, retention
+from pgnotifybus.log.consumer import Consumer
+from pgnotifybus.log.cursor import Cursor
+from pgnotifybus.log.describing import LogContents, describe
+from pgnotifybus.log.event import Event
+from pgnotifybus.log.follower import Follower, names_of
+from pgnotifybus.log.ledger import ConsumerState, consumers
+from pgnotifybus.log.maintenance import Maintenance, prune
+from pgnotifybus.log.pacing import Pacing
+from pgnotifybus.log.refusals import caller_refusal, refusal
+from pgnotifybus.log.start import Start, start
+from pgnotifybus.log.tail import Seat, Tail
+from pgnotifybus.log.wakes import Wakes
+from pgnotifybus.messages import Gap
+from pgnotifybus.schema.checking import check_version
+from pgnotifybus.subscription import Subscription
+from pgnotifybus.typed import Channel
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+After = Cursor | str | datetime
+"""A cursor or its text, `"beginning"`, `"now"`, or a point in time."""
+
+_TIMEOUT: Final = 10.0
+_PAGE: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatistics:
+    """How a log in this process is at one moment."""
+
+    generation: int
+    """How many listening connections there have been."""
+    reads: int
+    """Statements that have read the log for all who follow live."""
+    catch_up_reads: int
+    """Statements that have read it for a single follower."""
+    pacemaker_polls: int
+    """How often this process has looked for all others."""
+    pacemaker: Literal["asleep", "awake", "draining"]
+    """What is known of the pacemaker of the database."""
+
+
+class EventLog:
+    """Events that are kept until retention deletes them, and read exactly once by who follows.
+
+    ::
+
+        log = EventLog("postgresql://localhost/shop")
+        await log.append(connection, "orders", "7 is paid", key="7")   # in your transaction
+
+        async with log:
+            async for event in log.follow("orders", after=cursor):
+                ...
+
+    What is promised: every committed event, exactly once, to each follower, across any outage; none
+    of a transaction that was rolled back. Within a transaction in order; and an event that was
+    appended after another had been committed comes behind it. Of transactions that overlapped,
+    either may come first. See `docs/topics/event-log.md`.
+
+    Appending needs nothing but the caller's connection; for the rest, enter it. A log is for one
+    event loop and is entered once.
+    """
+
+    def __init__(
+        self,
+        source: object,
+        *,
+        schema: str = SCHEMA,
+        capacity: int = 64,
+        payload_limit: int = appending.MAX_EVENT_BYTES,
+        pacemaker: bool = True,
+        prune: bool = True,
+        driver: Driver | None = None,
+        probe_interval: float | None = 60.0,
+        connect_timeout: float = 10.0,
+        observer: observe.Observer | None = None,
+    ) -> None:
+        """Describe a log; no I/O.
+
+        Args:
+            source: Where to connect, as for `PgNotifyBus`.
+            schema: The schema of the log, as `schema.install` was told.
+            capacity: How many batches, of up to 500 events, are kept for a follower that is
+                behind; one that is further behind reads them from the table.
+            payload_limit: The largest payload to append, in bytes of UTF-8.
+            pacemaker: Whether this process may tell the others of new events under load, so that
+                writers need not.
+            prune: Whether this process deletes what retention says, about once a minute, where its
+                role may.
+            driver: As for `PgNotifyBus`.
+            probe_interval: The seconds of silence after which the listening connection is asked
+                whether it is still there; None for never.
+            connect_timeout: The seconds that connecting to one host may take.
+            observer: Called with every event of `pgnotifybus.observe`.
+
+        Raises:
+            ValueError, TypeError, MissingExtra: As for `PgNotifyBus`.
+        """
+        self._schema = check_schema(schema)
+        if payload_limit < 1:
+            raise ValueError(f"payload_limit must be at least 1 byte, not {payload_limit}")
+        self._limit = payload_limit
+        self._source = source
+        self._connector = connector(source, driver)
+        self._connect_timeout = connect_timeout
+        self._capacity = capacity
+        self._may_be_awake = pacemaker
+        self._prunes = prune
+        self._emit = observe.Emitter(observer)
+        self._bus = PgNotifyBus(
+            source,
+            [log_channel(schema)],
+            capacity=4096,
+            driver=driver,
+            probe_interval=probe_interval,
+            connect_timeout=connect_timeout,
+            schema=schema,
+            observer=observer,
+        )
+        self._reader = self._side("reader")
+        self._tail_side = self._side("tail")
+        self._parts: _Parts | None = None
+        self._ended = False
+        self._catch_up_reads = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._ended else "open" if self._parts is not None else "new"
+        return f"<EventLog {self._schema!r}: {state}>"
+
+    # -- appending --------------------------------------------------------------------------------
+
+    @overload
+    async def append(
+        self,
+        connection: object,
+        channel: Channel[T],
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> int: ...
+    @overload
+    async def append(
+        self,
+        connection: object,
+        channel: str,
+        payload: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> int: ...
+    async def append(
+        self,
+        connection: object,
+        channel: str | Channel[Any],
+        payload: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Add an event, in the transaction of this connection: it is there when that commits.
+
+        Rolled back, also to a savepoint, means never there. On a connection that is in no
+        transaction it is committed at once (asyncpg, and autocommit), or begins one (psycopg,
+        SQLAlchemy), which you commit.
+
+        Args:
+            connection: An asyncpg connection, a psycopg `AsyncConnection`, or a SQLAlchemy
+                `AsyncSession` or `AsyncConnection`.
+            channel: 1 to 63 bytes of UTF-8; or a typed channel.
+            payload: A text, or what JSON can write; for a typed channel, a value of its type.
+            key: What the event is about. Events of one key keep their order if their writers take
+                turns, by a lock on the row of that key for instance.
+            headers: What should go with it, as JSON.
+
+        Returns:
+            The id of the event.
+
+        Raises:
+            InvalidChannel, ValueError, TypeError, PayloadTooLarge: If it cannot be appended;
+                nothing was sent.
+            SchemaMissing, SchemaError: If the log is not there, or the role may not append; the
+                message names the GRANT. The transaction has failed.
+            Exception: What the driver raises otherwise, as it is.
+
+        Cancel safety: as for any statement of the driver; roll the transaction back.
+        """
+        event = appending.new(channel, payload, key, headers, self._limit)
+        return await self._on(connection, "append", appending.append(self._schema, event))
+
+    async def append_many(
+        self,
+        connection: object,
+        channel: str | Channel[Any],
+        payloads: Iterable[Any],
+        *,
+        keys: Iterable[str | None] | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Add events in one statement, in their order; otherwise as `append`.
+
+        Args:
+            connection, channel: As for `append`.
+            payloads: One for each event.
+            keys: One for each event; None for none.
+            headers: The same for all.
+
+        Returns:
+            Their ids, in their order.
+
+        Raises:
+            ValueError: If there are not as many keys as payloads.
+            Exception: Otherwise as `append`.
+        """
+        values = list(payloads)
+        names: list[str | None] = [None] * len(values) if keys is None else list(keys)
+        if len(names) != len(values):
+            raise ValueError(f"there are {len(values)} payloads and {len(names)} keys")
+        events = [
+            appending.new(channel, value, key, headers, self._limit)
+            for value, key in zip(values, names, strict=True)
+        ]
+        return await self._on(
+            connection, "append_many", appending.append_many(self._schema, events)
+        )
+
+    def append_sync(
+        self,
+        connection: object,
+        channel: str | Channel[Any],
+        payload: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> int:
+        """As `append`, for a psycopg `Connection`, or a SQLAlchemy `Session` or `Connection`."""
+        event = appending.new(channel, payload, key, headers, self._limit)
+        caller = sync_caller(connection, "append_sync", "append")
+        try:
+            return caller.run(appending.append(self._schema, event))
+        except Exception as error:
+            refused = caller_refusal(error, self._schema)
+            if refused is None:
+                raise
+            raise refused from error
+
+    async def wake(self, connection: object) -> None:
+        """Tell those who follow that there is something new; for what cannot by itself.
+
+        A transaction that is to be prepared (two-phase commit) must not NOTIFY: append in it after
+        `SET LOCAL pgnotifybus.wake = off`, and call this once it is committed. Without it,
+        followers find the events within a minute.
+
+        Raises:
+            SchemaMissing, SchemaError: As for `append`.
+        """
+        await self._on(connection, "wake", appending.wake(self._schema))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @overload
+    def follow(
+        self, channel: Channel[T], /, *, after: After = "now", gaps: Literal[False] = False
+    ) -> Follower[Event[T]]: ...
+    @overload
+    def follow(
+        self, channel: Channel[T], /, *, after: After = "now", gaps: bool
+    ) -> Follower[Event[T] | Gap]: ...
+    @overload
+    def follow(
+        self, *channels: str, after: After = "now", gaps: Literal[False] = False
+    ) -> Follower[Event[str]]: ...
+    @overload
+    def follow(
+        self, *channels: str, after: After = "now", gaps: bool
+    ) -> Follower[Event[str] | Gap]: ...
+    def follow(
+        self, *channels: str | Channel[Any], after: After = "now", gaps: bool = False
+    ) -> Follower[Any]:
+        """Every event of these channels behind a cursor, and then whatever comes.
+
+        No I/O; that happens at the first step. So what `"now"` means is settled then: enter the
+        follower with `async with` to settle it, or take a cursor before (`await log.cursor()`).
+
+        Args:
+            channels: One or more; or a single typed channel, for decoded payloads.
+            after: Where to begin: a `Cursor` or its text, `"beginning"` (everything that is kept),
+                `"now"`, or a point in time, of appending, by the server's clock.
+            gaps: Whether a cursor that is expired, or of another log, gives a `Gap` for each
+                channel instead of an error, and then goes on: with the oldest event that is kept,
+                or, in another log, from now on.
+
+        Raises:
+            InvalidChannel: If a name cannot be a channel.
+            InvalidCursor, ValueError, TypeError: If `after` is nothing to begin from.
+            RuntimeError: If the log is not entered, or belongs to another event loop.
+            Closed: If it has ended.
+        """
+        self._running()
+        names, decode = self._channels_of(channels)
+        return Follower(self, names, start(after), gaps=gaps, decode=decode)
+
+    def consumer(
+        self,
+        name: str,
+        *channels: str,
+        after: After = "beginning",
+        max_attempts: int = 5,
+        backoff_initial: float = 1.0,
+        backoff_maximum: float = 60.0,
+    ) -> Consumer:
+        """A cursor with a name, kept in the database: each event takes effect exactly once.
+
+        Enter it with `async with`. Of all that have the same name, one works and the others stand
+        by.
+
+        Args:
+            name: 1 to 63 bytes of UTF-8.
+            channels: One or more. A consumer that exists with others goes on with these.
+            after: Where a consumer begins that does not exist yet; otherwise as for `follow`.
+            max_attempts: How often one event may fail before it is set aside as a dead letter.
+            backoff_initial: The seconds before an event that has failed is tried again; each
+                failure doubles them.
+            backoff_maximum: The most seconds between two attempts.
+
+        Raises:
+            InvalidChannel, InvalidCursor, ValueError, TypeError: As for `follow`.
+            RuntimeError, Closed: As for `follow`.
+        """
+        parts = self._running()
+        names, _ = self._channels_of(channels)
+        return Consumer(
+            self._connector,
+            self._schema,
+            name,
+            names,
+            start(after),
+            parts.wakes,
+            self._emit,
+            max_attempts=max_attempts,
+            backoff_initial=backoff_initial,
+            backoff_maximum=backoff_maximum,
+            connect_timeout=self._connect_timeout,
+        )
+
+    async def cursor(self, at: After = "now") -> Cursor:
+        """A cursor to follow from: of now, the beginning, or a point in time.
+
+        Everything that commits after this returns lies behind the cursor of now.
+
+        Raises:
+            SchemaMissing, SchemaError, LinkError, FatalLinkError: If the log cannot be read.
+            Otherwise as `follow`.
+        """
+        parts = self._running()
+        begin = start(at)
+        if begin.cursor is not None:
+            return begin.cursor
+        seat = await parts.tail.join(())
+        seat.receiver.close()
+        if begin.is_now:
+            return Cursor.at(behind(seat.epoch, seat.instant))
+        return Cursor.at(await self.begin(begin, seat))
+
+    # -- operating --------------------------------------------------------------------------------
+
+    async def contents(self) -> LogContents:
+        """What is in the log, by channel. Reads all of it: a figure for people, not for loops.
+
+        Raises:
+            SchemaMissing, SchemaError, LinkError, FatalLinkError: If the log cannot be read.
+        """
+        return await self._errand(describe(self._schema))
+
+    async def consumers(self) -> list[ConsumerState]:
+        """All consumers of the log, of whatever process. Raises as `contents`."""
+        return await self._errand(consumers(self._schema))
+
+    async def prune(self, *, older_than: timedelta | None = None) -> int:
+        """Delete what need not be kept, now; a log that is entered does so by itself.
+
+        A cursor in front of what was deleted is refused from then on (`CursorExpired`); consumers
+        are no exception.
+
+        Args:
+            older_than: Delete what could be read that long ago already, whatever the retention
+                says; zero for all that can be read now.
+
+        Returns:
+            How many events were deleted, by this call.
+
+        Raises:
+            ValueError: If the time is negative.
+            Otherwise as `contents`.
+
+        Cancel safety: what was deleted stays deleted.
+        """
+        seconds = None if older_than is None else older_than.total_seconds()
+        if seconds is not None and seconds < 0:
+            raise ValueError(f"older_than must not be negative, but is {older_than}")
+        self._running()
+        side = self._side("prune")
+        try:
+            async with side.use() as runner:
+                await retention.cut(runner, self._schema, older_than=seconds)
+            return await prune(side, self._schema)
+        except ServerError as error:
+            raise refusal(error, self._schema, "prune the event log") from error
+        finally:
+            await side.close()
+
+    def statistics(self) -> LogStatistics:
+        """What this process has done for the log, as a frozen snapshot."""
+        parts = self._parts
+        return LogStatistics(
+            generation=self.generation,
+            reads=parts.tail.reads if parts is not None else 0,
+            catch_up_reads=self._catch_up_reads,
+            pacemaker_polls=parts.pacing.polls if parts is not None else 0,
+            pacemaker=parts.wakes.belief if parts is not None else "asleep",
+        )
+
+    # -- entering and leaving ---------------------------------------------------------------------
+
+    async def __aenter__(self) -> EventLog:
+        """Start: returns once the log was found and is listened to.
+
+        Raises:
+            LinkError, FatalLinkError: If there is no connection; the message says what to check.
+            SchemaMissing: If the log is not installed, or only half; `schema.install` does it.
+            SchemaError: If it is of a newer version, or may not be read.
+
+        Cancel safety: nothing is left running.
+        """
+        if self._parts is not None or self._ended:
+            raise RuntimeError("an event log is entered once: make a new one")
+        loop = asyncio.get_running_loop()
+        await self._bus.__aenter__()
+        try:
+            async with self._reader.use() as runner:
+                try:
+                    await check_version(runner, self._schema)
+                    await run(reading.look(self._schema), runner)
+                except ServerError as error:
+                    raise refusal(error, self._schema, "read the event log") from error
+            subscription = self._bus.subscribe(log_channel(self._schema))
+            assert subscription is not None
+            self._parts = self._start(loop, subscription)
+        except BaseException:
+            self._ended = True
+            await self._reader.close()
+            await self._bus.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End; followers get what they were handed, and then their loops end.
+
+        Cancel safety: cancelling ends it all the same, and then raises.
+        """
+        parts, self._ended = self._parts, True
+        if parts is None:
+            return
+        parts.tail.close()
+        for task in parts.tasks:
+            task.cancel()
+        try:
+            await asyncio.wait(parts.tasks)
+        finally:
+            try:
+                await asyncio.gather(self._reader.close(), self._tail_side.close())
+            finally:
+                await self._bus.__aexit__(kind, error, traceback)
+        for task in parts.tasks:
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                raise failure
+
+    # -- for its followers ------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """How many listening connections there have been."""
+        return self._bus.health().generation
+
+    async def join(self, channels: Sequence[str]) -> Seat:
+        """Join the live tail; for followers."""
+        return await self._running().tail.join(channels)
+
+    async def read(self, position: Position, channels: Sequence[str], seat: Seat) -> reading.Page:
+        """Read from the table; for followers. Waits while there is no connection."""
+        script = reading.read  # a script runs once: each attempt has one of its own
+        return await self._patiently(
+            lambda: script(self._schema, position, channels, _PAGE, seat.instant)
+        )
+
+    async def begin(self, begin: Start, seat: Seat) -> Position:
+        """The position of a time, or of the beginning; for followers."""
+        here = await self._patiently(lambda: reading.look(self._schema))
+        return here.oldest._replace(epoch=seat.epoch, time=begin.microseconds)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _start(self, loop: asyncio.AbstractEventLoop, subscription: Subscription) -> _Parts:
+        wakes = Wakes(loop.time)
+        tail = Tail(self._tail_side, self._schema, wakes, self._emit, self._capacity)
+        pacing = Pacing(
+            self._connector,
+            self._schema,
+            wakes,
+            self._emit,
+            connect_timeout=self._connect_timeout,
+            may_be_awake=self._may_be_awake,
+        )
+        work = [
+            ("wakes", wakes.run(subscription)),
+            ("tail", tail.run()),
+            ("pacemaker", pacing.run()),
+        ]
+        if self._prunes:
+            maintenance = Maintenance(self._side("maintenance"), self._schema)
+            work.append(("maintenance", maintenance.run()))
+        tasks = [loop.create_task(each, name=f"pgnotifybus {name}") for name, each in work]
+        return _Parts(loop, os.getpid(), wakes, tail, pacing, tasks)
+
+    async def _errand(self, script: Script[R]) -> R:
+        """Run a script once, over the reader's connection."""
+        self._running()
+        try:
+            async with self._reader.use() as runner:
+                return await run(script, runner)
+        except ServerError as error:
+            raise refusal(error, self._schema, "read the event log") from error
+
+    async def _patiently(self, script: Callable[[], Script[R]]) -> R:
+        """Run a script over the reader's connection, and again for as long as there is none."""
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            self._running()
+            try:
+                async with self._reader.use() as runner:
+                    self._catch_up_reads += 1
+                    return await run(script(), runner)
+            except ServerError as error:
+                if error.for_good:
+                    raise refusal(error, self._schema, "read the event log") from error
+                failure: Exception = error
+            except LinkError as error:
+                failure = error
+            delay = backoff.next_delay()
+            self._emit(observe.LogDelayed("catching up", failure, delay))
+            await asyncio.sleep(delay)
+
+    async def _on(self, connection: object, function: str, script: Script[R]) -> R:
+        caller = async_caller(connection, f"EventLog.{function}", "EventLog.append_sync")
+        try:
+            return await caller.run(script)
+        except Exception as error:
+            refused = caller_refusal(error, self._schema)
+            if refused is None:
+                raise
+            raise refused from error
+
+    def _channels_of(self, channels: Sequence[str | Channel[Any]]) -> tuple[list[str], Any]:
+        if not channels:
+            raise ValueError("name at least one channel")
+        names = list(check_channels(names_of(channels)))
+        typed = [each for each in channels if isinstance(each, Channel)]
+        if typed and len(channels) > 1:
+            raise ValueError("a typed channel is followed alone: payloads have one type")
+        return names, typed[0].decode if typed else None
+
+    def _side(self, part: str) -> SideLink:
+        return SideLink(
+            self._connector, part=part, connect_timeout=self._connect_timeout, timeout=_TIMEOUT
+        )
+
+    def _running(self) -> _Parts:
+        if self._ended:
+            raise Closed("the event log is closed")
+        if self._parts is None:
+            raise RuntimeError("the event log is not running: enter it with `async with`")
+        if self._parts.process != os.getpid():
+            raise RuntimeError(
+                "the event log was entered in another process: make one after forking"
+            )
+        if self._parts.loop is not asyncio.get_running_loop():
+            raise RuntimeError("the event log runs in another event loop: make one for each loop")
+        return self._parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What there is while it runs."""
+
+    loop: asyncio.AbstractEventLoop
+    process: int
+    wakes: Wakes
+    tail: Tail
+    pacing: Pacing
+    tasks: list[asyncio.Task[None]]
+
+
+__all__ = ["After", "Event", "EventLog", "LogStatistics"]

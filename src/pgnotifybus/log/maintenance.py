@@ -1,0 +1,67 @@
+"""Deleting what retention says, now and then, by whoever has the log open. Layer: log."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+from pgnotifybus import observe
+from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.errors import FatalLinkError, LinkError
+from pgnotifybus.links.base import ServerError
+from pgnotifybus.log import retention
+
+_INTERVAL: Final = 60.0
+_SHORTEST: Final = 1.0
+
+
+class Maintenance:
+    """Cuts the log into segments, and deletes the oldest."""
+
+    def __init__(self, side: SideLink, schema: str) -> None:
+        self._side = side
+        self._schema = schema
+
+    async def run(self) -> None:
+        """Until cancelled, or until it turns out that this role may not."""
+        interval = _SHORTEST
+        try:
+            while True:
+                # Spread out, so that of many processes one does it and the others find it done.
+                await asyncio.sleep(interval * (0.75 + random.random() / 2))
+                try:
+                    keep = await self._once()
+                except ServerError as error:
+                    if error.for_good:
+                        observe.logger.info("pruning the event log is left to others: %s", error)
+                        return
+                    interval = _INTERVAL
+                except (LinkError, FatalLinkError) as error:
+                    observe.logger.debug("pruning the event log failed: %s", error)
+                    interval = _INTERVAL
+                else:
+                    interval = _INTERVAL if keep is None else min(_INTERVAL, keep / 10)
+                    interval = max(interval, _SHORTEST)
+        finally:
+            await self._side.close()
+
+    async def _once(self) -> float | None:
+        async with self._side.use() as runner:
+            due = await retention.due(runner, self._schema)
+            if due.new or due.old:
+                await retention.cut(runner, self._schema)
+        if due.old:
+            await prune(self._side, self._schema)
+        return due.keep_seconds
+
+
+async def prune(side: SideLink, schema: str) -> int:
+    """Delete all that is below the floor; how many. Each thousand has a transaction of its own."""
+    total = 0
+    while True:
+        async with side.use() as runner:
+            deleted = await retention.delete_some(runner, schema)
+        total += deleted
+        if deleted < retention.BATCH:
+            return total
