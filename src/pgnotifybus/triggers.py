@@ -1,4 +1,4 @@
-"""Triggers that tell a channel which rows of a table have changed. Layer: triggers.
+"""Triggers that tell a channel, or an event log, which rows have changed. Layer: triggers.
 
 ::
 
@@ -9,6 +9,9 @@
 One notification for each statement that changes rows, sent when its transaction commits. The
 payload is JSON: the keys of the rows, and the values of columns that you name. What does not fit
 into a notification is told in fewer words, and the statement never fails because of it.
+
+With `log=True` each row is an event of the event log instead: nothing is left out or lost, and a
+statement whose rows cannot be logged fails.
 `docs/howto/triggers.md` has all of it.
 """
 
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pgnotifybus.core import trigger_plan
-from pgnotifybus.core.names import check_channel
+from pgnotifybus.core.names import SCHEMA, check_channel
 from pgnotifybus.core.trigger_body import Definition
 from pgnotifybus.core.trigger_catalog import State
 from pgnotifybus.core.trigger_plan import Wish
@@ -30,6 +33,8 @@ from pgnotifybus.database.sidelink import one_connection
 from pgnotifybus.errors import SchemaError
 from pgnotifybus.links.base import Driver, Runner, ServerError
 from pgnotifybus.links.sources import connector
+from pgnotifybus.schema import ddl
+from pgnotifybus.schema.checking import check_version
 
 __all__ = ["InstalledTrigger", "install", "list", "remove", "sql"]
 
@@ -56,6 +61,8 @@ class InstalledTrigger:
     state: State
     """`"live"`; `"stale"`: something of it was renamed, dropped, disabled or edited, or an older
     version has made it, so install it again; `"orphaned"`: the table is gone, remove it."""
+    log: str | None = None
+    """The schema of the event log that the changes are written to; None if they are notified."""
 
 
 class Installation(NamedTuple):
@@ -74,6 +81,8 @@ async def install(
     columns: Iterable[str] | None = None,
     when: str | None = None,
     key: Iterable[str] | None = None,
+    log: bool = False,
+    schema: str = SCHEMA,
     lock_timeout: float = 2.0,
     driver: Driver | None = None,
 ) -> bool:
@@ -100,6 +109,10 @@ async def install(
             needs the name of its schema.
         key: The columns that name a row, in their exact spelling. None: the primary key. Empty:
             tell only that the table has changed.
+        log: Write each changed row into the event log, as one event of this channel, and notify
+            nothing. Whoever writes to the table then needs USAGE on the schema of the log, and
+            INSERT and SELECT on its `events`.
+        schema: The schema of the event log.
         lock_timeout: The seconds to wait for those who write to the table, at most 2,000,000.
         driver: As for `PgNotifyBus`.
 
@@ -109,6 +122,7 @@ async def install(
     Raises:
         SchemaError: If there is no such table, column or primary key, or the server refuses; the
             message says what to do. Nothing is changed.
+        SchemaMissing: If there is no event log to write to: `schema.install` makes it.
         InvalidChannel: If PostgreSQL cannot have a channel of this name.
         ConnectError, FatalLinkError: If there is no connection; nothing is changed.
         LinkLost: If the connection was lost meanwhile: call it again.
@@ -116,7 +130,7 @@ async def install(
 
     Cancel safety: it is done wholly or not at all.
     """
-    wish = trigger_plan.wish(channel, columns, when, key)
+    wish = trigger_plan.wish(channel, columns, when, key, _log(log, schema))
     done = await carry_out(source, table, wish, lock_timeout=lock_timeout, driver=driver)
     return done.changed
 
@@ -129,6 +143,8 @@ async def sql(
     columns: Iterable[str] | None = None,
     when: str | None = None,
     key: Iterable[str] | None = None,
+    log: bool = False,
+    schema: str = SCHEMA,
     driver: Driver | None = None,
 ) -> str:
     """The statements that install it, for those who run their own migrations.
@@ -142,17 +158,17 @@ async def sql(
         table: As for `install`, and so are the others.
 
     Raises:
-        SchemaError, InvalidChannel, ConnectError, FatalLinkError, LinkLost, ValueError: As for
-            `install`.
+        SchemaError, SchemaMissing, InvalidChannel, ConnectError, FatalLinkError, LinkLost,
+            ValueError: As for `install`.
 
     Cancel safety: nothing is changed.
     """
-    wish = trigger_plan.wish(channel, columns, when, key)
+    wish = trigger_plan.wish(channel, columns, when, key, _log(log, schema))
     trigger_plan.check_text("table", table)
     async with _errand(source, driver, f"make a trigger for {table}") as runner:
         name = await database.resolve(runner, table)
         await runner.execute(database.BEGIN)
-        task = await database.plan(runner, name, wish)
+        task = await _plan(runner, name, wish)
         await database.check_condition(runner, task)
         await runner.execute("ROLLBACK")
     return task.script
@@ -231,6 +247,7 @@ async def list(  # noqa: A001 - read as `triggers.list`
                 columns=each.definition.columns,
                 when=each.definition.when,
                 state=each.state,
+                log=each.definition.log,
             )
             for each in found
         ),
@@ -253,15 +270,31 @@ async def carry_out(
     async with _errand(source, driver, f"install a trigger on {table}", lock_timeout) as runner:
         name = await database.resolve(runner, table)
         await runner.execute(database.BEGIN)
-        task = await database.plan(runner, name, wish)
+        task = await _plan(runner, name, wish)
         if task.statements is not None:
             await runner.execute(alone)
             # Whoever was in front may have done it all meanwhile.
-            task = await database.plan(runner, name, wish)
+            task = await _plan(runner, name, wish)
             await database.check_condition(runner, task)
         changes = "ROLLBACK" if task.statements is None else f"{task.statements}\nCOMMIT"
         await runner.execute(changes)
     return Installation(task.statements is not None, task.definition, task.table.partitioned)
+
+
+async def _plan(runner: Runner, name: database.Name, wish: Wish) -> database.Task:
+    """What is to be done; inside of a transaction.
+
+    Raises:
+        SchemaError, SchemaMissing, InvalidChannel: If the table cannot have what is wished.
+    """
+    task = await database.plan(runner, name, wish)
+    if wish.log is not None:
+        if task.table.schema == wish.log and task.table.name in ddl.TABLES:
+            raise SchemaError(
+                f"{task.table.title} is a table of the event log, which cannot log itself"
+            )
+        await check_version(runner, wish.log)
+    return task
 
 
 @contextlib.asynccontextmanager
@@ -291,6 +324,13 @@ def _advice(error: ServerError) -> str:
         case "22023" | "42601" | "42602":
             return ': write the name as a statement would have it, as shop.orders or "Orders"'
     return ""
+
+
+def _log(log: bool, schema: str) -> str | None:
+    """The schema of the event log; None to notify."""
+    if not log and schema != SCHEMA:
+        raise ValueError("schema is that of the event log: pass log=True to write to it")
+    return schema if log else None
 
 
 def _checked(lock_timeout: float) -> float:

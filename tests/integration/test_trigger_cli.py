@@ -7,6 +7,7 @@ import re
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from support.program import run, running
 
@@ -69,6 +70,7 @@ def test_programs_get_json(orders: str) -> None:
         "key": ["id"],
         "columns": None,
         "when": None,
+        "log": None,
     }
     assert json.loads(done.stdout) == {"changed": True, **installed}
     execute(orders, "ALTER TABLE orders DISABLE TRIGGER ALL")
@@ -88,6 +90,37 @@ def test_sql_prints_what_install_would_run(orders: str) -> None:
     assert printed.returncode == 0
     execute(orders, printed.stdout)
     assert run("trigger", "install", *wish).stdout.startswith("nothing to do")
+
+
+@pytest.mark.parametrize("schema", ["pgnotifybus", "my log"])
+def test_from_install_to_remove_of_one_that_logs(orders: str, schema: str) -> None:
+    environment = {"DATABASE_URL": orders}
+    option = () if schema == "pgnotifybus" else ("--schema", schema)
+    wish = ("orders", "--channel", "orders", "--columns", "status", "--log", *option)
+    done = run("trigger", "install", *wish, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "`pgnotifybus schema install" in done.stderr
+    assert run("schema", "install", *option, env=environment).returncode == 0
+    done = run("trigger", "install", *wish, env=environment)
+    told = f'key "id"; columns "status"; log "{schema}"\n'
+    said = f"installed: public.orders logs to channel orders; {told}"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    done = run("trigger", "install", *wish, "--json", env=environment)
+    assert json.loads(done.stdout)["log"] == schema
+    assert json.loads(done.stdout)["changed"] is False
+    printed = run("trigger", "sql", *wish, env=environment)
+    execute(orders, printed.stdout, "INSERT INTO orders VALUES (7, 'paid', 1.50)")
+    assert run("trigger", "install", *wish, env=environment).stdout.startswith("nothing to do")
+    with psycopg.connect(orders) as connection:
+        query = sql.SQL("SELECT channel, key, payload FROM {}")
+        found = connection.execute(query.format(sql.Identifier(schema, "events"))).fetchall()
+    payload = '{"schema":"public","table":"orders","op":"insert","key":{"id":7},'
+    assert found == [("orders", "7", payload + '"changed":{"status":"paid"}}')]
+    assert run("trigger", "list", env=environment).stdout == f"public.orders\torders\t{told}"
+    listed = run("trigger", "list", "--json", env=environment).stdout
+    assert json.loads(listed)["log"] == schema
+    done = run("trigger", "remove", "orders", env=environment)
+    assert (done.returncode, done.stdout) == (0, "removed: what was told of orders\n")
 
 
 def test_of_partitions_it_says_what_is_not_told(database18: str) -> None:
@@ -125,6 +158,9 @@ def test_names_do_not_disturb_a_terminal(database18: str) -> None:
         (("install", "orders", "--channel", "a", "--key", "a", "--no-key"), 2, "exclude"),
         (("install", "orders", "--channel", "a", "--key", "a,A"), 2, "twice"),
         (("install", "orders", "--channel", "a", "--when", " "), 2, "must be a condition"),
+        (("install", "orders", "--channel", "a", "--log"), 1, "schema install"),
+        (("install", "orders", "--channel", "a", "--schema", "x"), 2, "--log"),
+        (("install", "orders", "--channel", "a", "--log", "--schema", ""), 2, "schema name"),
         (("install", "orders", "--channel", "a", "--lock-timeout", "0"), 2, "--lock-timeout"),
         (("install", "orders", "--channel", "a", "--lock-timeout", "nan"), 2, "--lock-timeout"),
         (("remove", "orders", "--lock-timeout", "inf"), 2, "lock_timeout"),

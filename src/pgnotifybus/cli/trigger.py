@@ -31,7 +31,7 @@ from pgnotifybus.cli.options import (
 from pgnotifybus.cli.outcomes import UsageProblem, reported, say
 from pgnotifybus.cli.render import printable
 from pgnotifybus.core import trigger_plan
-from pgnotifybus.core.names import quote
+from pgnotifybus.core.names import SCHEMA, quote
 from pgnotifybus.core.trigger_body import Definition
 from pgnotifybus.core.trigger_plan import Wish
 from pgnotifybus.core.trigger_sql import split_names
@@ -83,11 +83,28 @@ KeyOption = Annotated[
 NoKeyOption = Annotated[
     bool, typer.Option("--no-key", help="Tell only that the table has changed, and no rows.")
 ]
+LogOption = Annotated[
+    bool,
+    typer.Option(
+        "--log",
+        help="Write each changed row into the event log, instead of notifying. Whoever writes to "
+        "the table needs USAGE on the schema of the log, and INSERT and SELECT on its events.",
+    ),
+]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option(
+        "--schema",
+        metavar="NAME",
+        help=f"With --log: the schema of the event log; without it, {SCHEMA}.",
+        show_default=False,
+    ),
+]
 
 
 @commands.callback(invoke_without_command=True, epilog=_EPILOG)
 def _trigger(context: typer.Context) -> None:
-    """Tell a channel which rows of a table have changed."""
+    """Tell a channel, or an event log, which rows of a table have changed."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -100,6 +117,8 @@ def _install(
     when: WhenOption = None,
     key: KeyOption = None,
     no_key: NoKeyOption = False,
+    log: LogOption = False,
+    schema: SchemaOption = None,
     lock_timeout: LockTimeoutOption = 2.0,
     json: ResultOption = False,
     dsn: DsnOption = None,
@@ -111,15 +130,20 @@ def _install(
     Each statement that changes rows is told once, as JSON, when its transaction commits:
     `{"schema":"public","table":"orders","op":"update","rows":[{"id":7}]}`
 
+    With --log each row is an event of the event log, which `pgnotifybus schema install` makes. It
+    is kept while nobody listens, and a statement whose rows cannot be logged fails.
+
     Needs the table's owner; or TRIGGER on the table, and CREATE on its schema.
 
     `pgnotifybus trigger install orders --channel orders`
 
     `pgnotifybus trigger install orders --channel orders --columns status --when "total > 100"`
+
+    `pgnotifybus trigger install orders --channel orders --log`
     """
     show_log(verbose)
     with reported() as signals:
-        wish = _wish(table, channel, _Asked(columns, when, key, no_key))
+        wish = _wish(table, channel, _Asked(columns, when, key, no_key, log, schema))
         with dsns.server(dsn) as place:
             dsns.connects(place, driver_of(driver))
             with _asked_rightly():
@@ -130,7 +154,8 @@ def _install(
                 )
         fields = {"changed": done.changed, **dataclasses.asdict(done.definition)}
         said = "installed" if done.changed else "nothing to do"
-        what = f"{_title(done.definition)} tells channel {wish.channel}"
+        verb = "tells" if wish.log is None else "logs to"
+        what = f"{_title(done.definition)} {verb} channel {wish.channel}"
         _tell(json, fields, f"{said}: {what}; {_told(done.definition)}")
         if done.partitioned:
             say(
@@ -147,6 +172,8 @@ def _sql(
     when: WhenOption = None,
     key: KeyOption = None,
     no_key: NoKeyOption = False,
+    log: LogOption = False,
+    schema: SchemaOption = None,
     dsn: DsnOption = None,
     driver: DriverOption = None,
     verbose: VerboseOption = False,
@@ -157,7 +184,7 @@ def _sql(
     """
     show_log(verbose)
     with reported() as signals:
-        wish = _wish(table, channel, _Asked(columns, when, key, no_key))
+        wish = _wish(table, channel, _Asked(columns, when, key, no_key, log, schema))
         with dsns.server(dsn) as place:
             dsns.connects(place, driver_of(driver))
             script = signals.run(
@@ -168,6 +195,8 @@ def _sql(
                     columns=wish.columns,
                     when=wish.when,
                     key=wish.key,
+                    log=log,
+                    schema=SCHEMA if schema is None else schema,
                     driver=driver_of(driver),
                 )
             )
@@ -254,16 +283,22 @@ class _Asked(NamedTuple):
     when: str | None
     key: str | None
     no_key: bool
+    log: bool
+    schema: str | None
 
 
 def _wish(table: str, channel: str, asked: _Asked) -> Wish:
     _checked(table, channel)
     if asked.no_key and asked.key is not None:
         raise UsageProblem("--key and --no-key exclude each other")
+    if asked.schema is not None and not asked.log:
+        raise UsageProblem("--schema is that of the event log: write --log to write to it")
     with _asked_rightly():
         key = None if asked.key is None else split_names(asked.key)
         columns = None if asked.columns is None else split_names(asked.columns)
-        return trigger_plan.wish(channel, columns, asked.when, () if asked.no_key else key)
+        key = () if asked.no_key else key
+        log = None if not asked.log else SCHEMA if asked.schema is None else asked.schema
+        return trigger_plan.wish(channel, columns, asked.when, key, log)
 
 
 def _checked(table: str, channel: str | None) -> None:
@@ -296,6 +331,8 @@ def _told(one: Definition | InstalledTrigger) -> str:
         parts.append(f"columns {', '.join(map(quote, one.columns))}")
     if one.when is not None:
         parts.append(f"when {one.when}")
+    if one.log is not None:
+        parts.append(f"log {quote(one.log)}")
     return "; ".join(parts)
 
 

@@ -38,12 +38,19 @@ VARIABLES: Final = frozenset(
         *("tg_name", "tg_when", "tg_level", "tg_op", "tg_relid", "tg_relname"),
         *("tg_table_name", "tg_table_schema", "tg_nargs", "tg_argv"),
         *("_head", "_count", "_key_bytes", "_bytes", "_keys", "_rows", "_message"),
+        *("_batches", "_names", "_payloads"),
     )
 )
-"""The variables of the function: those that PL/pgSQL gives to each trigger, and its own.
+"""The variables of the functions: those that PL/pgSQL gives to each trigger, and their own.
 
 Source: src/pl/plpgsql/src/pl_comp.c
 """
+
+HEAD: Final = """\
+'{"schema":' || to_json(TG_TABLE_SCHEMA::text)::text
+    || ',"table":' || to_json(TG_TABLE_NAME::text)::text
+    || ',"op":"' || lower(TG_OP COLLATE "C") || '"'"""
+"""How each payload begins."""
 
 # The shortest that can stand around the rows: tables, as all names, have at least one character.
 _FRAME: Final = len('{"schema":"s","table":"t","op":"insert","rows":[]}')
@@ -62,6 +69,8 @@ class Definition:
     """The columns that matter, whose values travel; None to tell of every change, by its keys."""
     when: str | None
     """An SQL condition that the rows must meet, as a person wrote it."""
+    log: str | None = None
+    """The schema of the event log that it is written to; None to notify."""
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -93,9 +102,7 @@ def body(definition: Definition) -> str:
 -- Made by pgnotifybus. `pgnotifybus trigger install` replaces it, `... remove` drops it.
 -- Variables begin with _, so that none is taken for a column that has gone.
 DECLARE
-  _head text := '{{"schema":' || to_json(TG_TABLE_SCHEMA::text)::text
-    || ',"table":' || to_json(TG_TABLE_NAME::text)::text
-    || ',"op":"' || lower(TG_OP COLLATE "C") || '"'{parts.at()};
+  _head text := {HEAD}{parts.at()};
   _count bigint;
   _key_bytes bigint;
   _bytes bigint;

@@ -144,6 +144,11 @@ SELECT json_build_object(
              FROM pg_attribute
             WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped
               AND attgenerated <> 'v'),
+         'logs', (
+           SELECT json_agg(place.nspname)
+             FROM pg_proc AS append JOIN pg_namespace AS place ON place.oid = append.pronamespace
+            WHERE append.proname = 'append_many'
+              AND oidvectortypes(append.proargtypes) = 'text[], text[], text[], jsonb[]'),
          'triggers', (
            SELECT json_agg(json_build_array(
                     tgname, tgtype, coalesce(tgoldtable, ''), coalesce(tgnewtable, ''), tgenabled))
@@ -205,6 +210,8 @@ class Found:
     columns: frozenset[str]
     """The columns of the table that triggers can see."""
     triggers: tuple[Trigger, ...]
+    logs: frozenset[str] = frozenset()
+    """The schemas that have an event log."""
 
     @property
     def function(self) -> str:
@@ -228,6 +235,7 @@ class Found:
         if self.oid is None:
             return "orphaned"
         there = self.columns.issuperset((*self.definition.key, *(self.definition.columns or ())))
+        there = there and self.definition.log in (None, *self.logs)
         return "live" if there and self.fires and self.does(self.definition) else "stale"
 
 
@@ -264,4 +272,5 @@ def read_found(answer: str) -> Found | None:
         oid=row["oid"],
         columns=frozenset(row["columns"] or ()),
         triggers=tuple(Trigger(*each) for each in row["triggers"] or ()),
+        logs=frozenset(row.get("logs") or ()),
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pgnotifybus.core import trigger_sql
-from pgnotifybus.core.names import check_channel, quote
+from pgnotifybus.core.names import check_channel, check_schema, quote
 from pgnotifybus.core.trigger_body import Definition
 from pgnotifybus.core.trigger_catalog import Found, Table
 from pgnotifybus.errors import SchemaError
@@ -24,6 +24,8 @@ class Wish:
     """None for the primary key."""
     columns: tuple[str, ...] | None
     when: str | None
+    log: str | None = None
+    """The schema of an event log; None to notify."""
 
     def on(self, table: Table) -> Definition:
         """What it means for a table.
@@ -51,7 +53,9 @@ class Wish:
                     f"the column {quote(name)} of {table.title} is generated but not stored, and "
                     "PostgreSQL does not compute it for triggers: make it STORED"
                 )
-        return Definition(table.schema, table.name, self.channel, key, self.columns, self.when)
+        return Definition(
+            table.schema, table.name, self.channel, key, self.columns, self.when, self.log
+        )
 
 
 def wish(
@@ -59,8 +63,13 @@ def wish(
     columns: Iterable[str] | None = None,
     when: str | None = None,
     key: Iterable[str] | None = None,
+    log: str | None = None,
 ) -> Wish:
     """What is wished, if it can be; the arguments are those of `install`.
+
+    Args:
+        channel, columns, when, key: As for `install`.
+        log: The schema of the event log to write to; None to notify.
 
     Raises:
         InvalidChannel, ValueError: If it cannot be; the message says why.
@@ -72,7 +81,9 @@ def wish(
     if matter == ():
         raise ValueError("columns must name one at least, or be None for every change")
     names = None if key is None else _check_names("key", key)
-    return Wish(channel=channel, key=names, columns=matter, when=when)
+    if log is not None:
+        check_schema(log)
+    return Wish(channel=channel, key=names, columns=matter, when=when, log=log)
 
 
 def check_text(what: str, text: str) -> str:

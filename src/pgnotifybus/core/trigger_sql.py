@@ -1,11 +1,12 @@
-"""The SQL of a trigger that tells a channel of a table's changes. Layer: core.
+"""The SQL of a trigger that tells a channel, or a log, of a table's changes. Layer: core.
 
 For each table and channel there is one function, and four triggers that call it. Transition tables
 are only for triggers of one event and without a list of columns, so there is one trigger for each
 of INSERT, UPDATE and DELETE; TRUNCATE has no transition table at all.
 
 The function tells as much as a notification holds: rows with their values, else the keys alone,
-else that something has changed. `docs/howto/triggers.md` describes the payload. Names that come
+else that something has changed (`trigger_body`); or it writes each row into an event log
+(`trigger_log_body`). `docs/howto/triggers.md` describes the payloads. Names that come
 from outside are quoted wherever they stand, and what the function calls is looked up in
 `pg_catalog` alone, whatever search_path the writer has.
 """
@@ -21,6 +22,7 @@ from typing import Final
 
 from pgnotifybus.core.names import literal, quote
 from pgnotifybus.core.trigger_body import VARIABLES, Definition, body
+from pgnotifybus.core.trigger_log_body import log_body
 
 VERSION: Final = 1
 """The version of the functions that are made here."""
@@ -99,6 +101,7 @@ def source(definition: Definition) -> str:
     It begins with a mark, from which the definition can be read again. That could stand in a
     COMMENT ON FUNCTION too; but dumps may leave out comments, and then it would be installed twice.
     """
+    logged = definition.log is not None
     mark = json.dumps(
         {
             "version": VERSION,
@@ -108,11 +111,12 @@ def source(definition: Definition) -> str:
             "key": definition.key,
             "columns": definition.columns,
             "when": definition.when,
+            **({"log": definition.log} if logged else {}),
         },
         ensure_ascii=False,  # and no line end in it, as JSON has none in its strings
         separators=(",", ":"),
     )
-    return f"{MARK}{mark}{body(definition)}"
+    return f"{MARK}{mark}{log_body(definition) if logged else body(definition)}"
 
 
 def read_mark(code: str) -> tuple[int, Definition] | None:
@@ -125,7 +129,7 @@ def read_mark(code: str) -> tuple[int, Definition] | None:
     try:
         found = json.loads(code.removeprefix(MARK).partition("\n")[0])
         schema, table, channel = (str(found[name]) for name in ("schema", "table", "channel"))
-        columns, when = found["columns"], found["when"]
+        columns, when, log = found["columns"], found["when"], found.get("log")
         definition = Definition(
             schema=schema,
             table=table,
@@ -133,6 +137,7 @@ def read_mark(code: str) -> tuple[int, Definition] | None:
             key=tuple(map(str, found["key"])),
             columns=None if columns is None else tuple(map(str, columns)),
             when=None if when is None else str(when),
+            log=None if log is None else str(log),
         )
         return int(found["version"]), definition
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
