@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypedDict, assert_never, assert_type
 
 import msgspec
@@ -12,10 +13,14 @@ import pydantic
 from pgnotifybus import (
     Channel,
     ChannelStatistics,
+    Cursor,
     Envelope,
+    Event,
+    EventLog,
     Gap,
     Health,
     Lagged,
+    LogStatistics,
     Malformed,
     Notification,
     PayloadLost,
@@ -290,3 +295,35 @@ async def installing() -> None:
         assert_type(each, triggers.InstalledTrigger)
         assert_type(each.channel, str)
     await triggers.install("postgresql://", "orders")  # type: ignore[call-arg]
+
+
+async def appending(connection: Any) -> None:
+    log = EventLog("postgresql://")
+    assert_type(await log.append(connection, "orders", {"id": 1}, key="1"), int)
+    assert_type(await log.append(connection, orders, Order(1)), int)
+    assert_type(await log.append_many(connection, "orders", ["1"], keys=[None]), list[int])
+    assert_type(log.append_sync(connection, "orders", "1", headers={"trace": 1}), int)
+
+
+async def following(log: EventLog, cursor: Cursor) -> None:
+    async with log.follow("orders", "invoices", after=cursor) as follower:
+        async for event in follower:
+            assert_type(event, Event[str])
+            assert_type(event.cursor, Cursor)
+        assert_type(await follower.recv_many(), list[Event[str]])
+    async for order in log.follow(orders, after=str(cursor), live=False):
+        assert_type(order, Event[Order])
+        assert_type(order.payload.id, int)
+    async for item in log.follow(orders, after=datetime.now(UTC), gaps=True):
+        assert_type(item, Event[Order] | Gap)
+    assert_type(await log.cursor(), Cursor)
+    assert_type(log.statistics(), LogStatistics)
+
+
+async def consuming(log: EventLog) -> None:
+    async with log.consumer("billing", "orders") as consumer:
+        async with consumer.batch(limit=10) as batch:
+            assert_type(batch.events, list[Event[str]])
+        assert_type((await consumer.lag()).events, int)
+        assert_type(await consumer.replay(1, 2), int)
+        await consumer.seek("now")

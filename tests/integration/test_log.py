@@ -34,7 +34,7 @@ from pgnotifybus import (
     schema,
 )
 from pgnotifybus.links.sources import Driver
-from pgnotifybus.log import reading, tail
+from pgnotifybus.log import maintenance, reading, tail
 from support.callers import BEGIN_BY_THEMSELVES, KINDS, opened, sqlalchemy_url
 from support.sql import execute
 from support.waiting import until
@@ -407,12 +407,12 @@ async def test_retention_that_passes_a_follower_is_told(
     """Trap 29."""
     async with EventLog(dsn18) as log:
         start = await log.cursor()
-        await log.append_many(writer, "orders", [str(number) for number in range(2500)])
+        await log.append_many(writer, "orders", [str(number) for number in range(9000)])
         slow = log.follow("orders", after=start)
         await _read(slow, 10)
         now = await log.cursor()
         assert await log.prune() == 0
-        assert await log.prune(older_than=timedelta(0)) == 2500
+        assert await log.prune(older_than=timedelta(0)) == 9000
         await log.append(writer, "orders", "kept")
         assert [event.payload for event in await _read(log.follow("orders", after=now), 1)] == [
             "kept"
@@ -424,9 +424,9 @@ async def test_retention_that_passes_a_follower_is_told(
         assert [event.payload for event in await _read(log.follow("orders", after=oldest), 1)] == [
             "kept"
         ]
-        # What it holds already is handed out; then it is told.
+        # The pages that it holds already are handed out; then it is told.
         with pytest.raises(CursorExpired):
-            await _read(slow, 2500)
+            await _read(slow, 9000)
         patient = log.follow("orders", after=start, gaps=True)
         gap = await anext(patient)
         assert gap == Gap("expired", "orders", 1, None)
@@ -515,6 +515,65 @@ async def test_many_are_read_at_once(dsn18: str, writer: psycopg.AsyncConnection
             await follower.recv_many(0)
         with pytest.raises(ValueError, match="gaps"):
             await log.follow("orders", gaps=True).recv_many()
+
+
+async def test_a_follower_that_was_left_says_where_to_go_on(
+    dsn18: str, writer: psycopg.AsyncConnection[Any]
+) -> None:
+    """What it held and had not handed out lies behind its cursor."""
+    async with EventLog(dsn18) as log:
+        await log.append_many(writer, "orders", ["1", "2", "3"])
+        async with log.follow("orders", after="beginning") as follower:
+            await _read(follower, 1)
+        follower.close()
+        assert follower.cursor is not None
+        again = log.follow("orders", after=follower.cursor)
+        assert [event.payload for event in await _read(again, 2)] == ["2", "3"]
+        await log.append_many(writer, "orders", ["4", "5"])  # the live tail hands out both at once
+        assert (await _read(again, 1))[0].payload == "4"
+        again.close()
+        assert again.cursor is not None
+        once_more = log.follow("orders", after=again.cursor)
+        assert (await _read(once_more, 1))[0].payload == "5"
+
+
+async def test_a_cursor_lies_before_a_gap_until_that_is_handed_out(
+    dsn18: str, writer: psycopg.AsyncConnection[Any]
+) -> None:
+    async with EventLog(dsn18) as log:
+        start = await log.cursor()
+        await log.append(writer, "orders", "lost")
+        assert await log.prune(older_than=timedelta(0)) == 1
+        follower = log.follow("orders", "invoices", after=start, gaps=True)
+        first = await anext(follower)
+        assert isinstance(first, Gap)
+        assert follower.cursor == start
+        assert isinstance(await anext(follower), Gap)
+        assert follower.cursor != start
+
+
+async def test_reading_what_is_there_ends(dsn18: str, writer: psycopg.AsyncConnection[Any]) -> None:
+    async with EventLog(dsn18) as log:
+        assert await _all_of(log.follow("orders", after="beginning", live=False)) == []
+        await log.append_many(writer, "orders", [str(number) for number in range(5000)])
+        async with log.follow("orders", after="beginning", live=False) as follower:
+            await log.append(writer, "orders", "later")
+            assert await _all_of(follower) == [str(number) for number in range(5000)]
+            assert await _all_of(follower) == []
+        assert follower.cursor is not None
+        rest = log.follow("orders", after=follower.cursor, live=False)
+        assert [event.payload for event in await rest.recv_many()] == ["later"]
+        with pytest.raises(Closed, match="what there was"):
+            await rest.recv_many()
+        assert await _all_of(log.follow("orders", live=False)) == []
+        start = await log.cursor("beginning")
+        await log.prune(older_than=timedelta(0))
+        await log.append(writer, "orders", "kept")
+        with pytest.raises(CursorExpired):
+            await _all_of(log.follow("orders", after=start, live=False))
+        told = [item async for item in log.follow("orders", after=start, live=False, gaps=True)]
+        assert isinstance(told[0], Gap)
+        assert [event.payload for event in told[1:] if isinstance(event, Event)] == ["kept"]
 
 
 async def test_a_cancelled_step_loses_nothing(
@@ -622,5 +681,6 @@ async def test_an_idle_log_writes_nothing_and_hardly_asks(dsn18: str) -> None:
         assert log.statistics() == before
         assert asked == asked_since
         assert int(written) < 500  # the server itself notes what runs, now and then
-        assert tail.IDLE >= 30
+        # Over a long time: the tail, the maintenance and the probe of the listening connection.
+        assert 1 / tail.IDLE + 1 / maintenance.IDLE + 1 / 60 < 1 / 30
         assert follower.cursor is not None

@@ -17,7 +17,7 @@ import pytest
 from pgnotifybus import EventLog, observe, schema
 from pgnotifybus.embedded import EmbeddedServer
 from support.recorder import Recorder
-from support.storying import Account, Writers, committed, killer
+from support.storying import Account, Writers, committed, crasher, killer
 
 PrivateServer = Callable[..., EmbeddedServer]
 
@@ -59,14 +59,13 @@ async def test_every_event_reaches_every_follower_exactly_once(
         follows.append(asyncio.create_task(_resuming(first, resumed, start, chance)))
         disturbances = [asyncio.create_task(killer(lambda: server.dsn, chance))]
         if crash:
-            disturbances.append(asyncio.create_task(_crashing(server, chance)))
+            disturbances.append(asyncio.create_task(crasher(server, chance)))
         try:
             await writers.run(SECONDS)
         finally:
             for task in disturbances:
                 task.cancel()
             await asyncio.wait(disturbances)
-        await asyncio.to_thread(server.start)
         await _end_prepared(dsn)
         orders, all_of_it = await committed(dsn, "orders"), await committed(dsn, "orders", "jobs")
         for account in (one, two, resumed):
@@ -100,13 +99,6 @@ async def _resuming(log: EventLog, account: Account, start: object, chance: rand
             account.add(event)
             cursor = str(event.cursor)
         follower.close()
-
-
-async def _crashing(server: EmbeddedServer, chance: random.Random) -> None:
-    while True:
-        await asyncio.sleep(0.7 + 1.5 * chance.random())
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
 
 
 async def _end_prepared(dsn: str) -> None:

@@ -218,7 +218,6 @@ async def test_a_newer_version_is_left_alone(database: str) -> None:
         "DROP TABLE pgnotifybus.consumers, pgnotifybus.dead_letters",
         "DROP TABLE pgnotifybus.dead_letters",
         "DROP INDEX pgnotifybus.events_era_xid",
-        "DROP INDEX pgnotifybus.events_created_at",
         "DROP FUNCTION pgnotifybus.append",
         "DROP FUNCTION pgnotifybus.append_many",
         "DROP FUNCTION pgnotifybus.wake",

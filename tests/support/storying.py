@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import psycopg
 
 from pgnotifybus import Event, EventLog
+from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.log.event_log import After
 from support.sql import execute
 
@@ -163,3 +164,19 @@ async def killer(
                 " WHERE application_name LIKE %s AND random() < 0.5 AND pid <> pg_backend_pid()",
                 pattern,
             )
+
+
+async def crasher(server: EmbeddedServer, chance: random.Random) -> None:
+    """Crash the server at random and start it again, until cancelled; it runs then."""
+
+    def crash() -> None:
+        server.kill()
+        server.start()
+
+    while True:
+        await asyncio.sleep(0.7 + 1.5 * chance.random())
+        crashed = asyncio.create_task(asyncio.to_thread(crash))
+        try:
+            await asyncio.shield(crashed)
+        finally:
+            await crashed  # a thread cannot be cancelled, and two must not start the server

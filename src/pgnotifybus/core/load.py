@@ -65,4 +65,4 @@ def check_after(belief: Belief, seconds: float) -> float:
         case "awake":
             return 1.0
         case "draining":  # for as long as the longest transaction lives: less and less often
-            return min(max(1.0, seconds / 10), 30.0)
+            return min(max(1.0, seconds / 10), 90.0)

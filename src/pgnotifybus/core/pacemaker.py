@@ -11,17 +11,22 @@ all others, and writers keep quiet meanwhile. Two advisory locks of the database
 ::
 
     REST -> ELECT -> LOOK -> ANNOUNCE -> ACQUIRE -> POLL.. -> RELEASE -> MARK -> DRAIN.. -> RESIGN
-                 \\-> MARK, for who has just come and may not know of a pacemaker that died
+                         \\-> RELEASE, for who has just come and may not know of one that died
 
 A writer that kept quiet must not be stranded:
 
 - It commits while the pacemaker polls: the next poll sees it.
 - It commits after `awake` was given up: then its transaction was running at that moment, so it is
   in the snapshot taken behind it (MARK), or else had ended and is seen by the poll behind that. The
-  pacemaker drains: it goes on polling until all transactions of that snapshot have ended.
+  pacemaker drains: it goes on polling until all transactions of that snapshot have ended. Of the
+  transactions that run, a snapshot knows only those that are older than the newest that has ended;
+  so one of ours has to end in between, and it is the one that tells all of the release.
 - The pacemaker dies: its locks die with it, and writers notify for themselves. It had announced
   itself before it took `awake`, so the others know that there may be stranded ones, and one of them
   takes over as soon as it can have the office. Who takes over tells all once, and drains as well.
+- Somebody has just come, or was deaf for a while, and has not heard of a pacemaker that has died.
+  So it drains too, and tries to until it has done so, or hears how the pacemaker is. First it
+  looks, and then tells all that it drains: what had ended before its look is read because of that.
 
 `tests/simulation/test_pacemaker_model.py` goes through every interleaving of this code.
 """
@@ -51,7 +56,7 @@ class Stage(Enum):
     POLL = "poll"
     """Look for what is new since the last look, and tell all."""
     RELEASE = "release"
-    """Give up `awake`, and tell all that it drains."""
+    """Give up `awake`, if it has it, and tell all that it drains."""
     MARK = "mark"
     """Take a snapshot, behind the release."""
     DRAIN = "drain"
@@ -66,25 +71,25 @@ class Pacemaker(NamedTuple):
     stage: Stage = Stage.REST
     announced: bool = False
     """Whether the others must be told when it ends."""
-    quiet_run: bool = False
-    """Whether it only drains, for itself."""
+    drain_only: bool = False
+    """Whether it has not been awake, and will only drain."""
     waiting: frozenset[int] = frozenset()
     """The transactions that may hold quiet writers."""
 
     def elect(self, *, drain_only: bool) -> Pacemaker:
         """Stand for office."""
         assert self.stage is Stage.REST
-        return Pacemaker(Stage.ELECT, quiet_run=drain_only)
+        return Pacemaker(Stage.ELECT, drain_only=drain_only)
 
     def elected(self, got: bool) -> Pacemaker:
         """The election is over."""
         if not got:
             return REST
-        return self._replace(stage=Stage.MARK if self.quiet_run else Stage.LOOK)
+        return self._replace(stage=Stage.LOOK)
 
     def looked(self) -> Pacemaker:
         """There is a snapshot to look from."""
-        return self._replace(stage=Stage.ANNOUNCE)
+        return self._replace(stage=Stage.RELEASE if self.drain_only else Stage.ANNOUNCE)
 
     def announcing(self) -> Pacemaker:
         """Whatever becomes of the announcement, others may have heard it."""
@@ -92,15 +97,15 @@ class Pacemaker(NamedTuple):
 
     def acquired(self) -> Pacemaker:
         """It is awake: writers keep quiet."""
-        return self._replace(stage=Stage.POLL, waiting=frozenset(), quiet_run=False)
+        return self._replace(stage=Stage.POLL, waiting=frozenset())
 
     def polled(self, *, sleepy: bool) -> Pacemaker:
         """All that was new has been told."""
         return self._replace(stage=Stage.RELEASE if sleepy else Stage.POLL)
 
     def released(self) -> Pacemaker:
-        """Writers notify for themselves again."""
-        return self._replace(stage=Stage.MARK)
+        """Writers notify for themselves again, and others know that somebody drains."""
+        return self._replace(stage=Stage.MARK, announced=True, drain_only=False)
 
     def marked(self, running: Iterable[int]) -> Pacemaker:
         """These transactions may hold writers that have kept quiet."""

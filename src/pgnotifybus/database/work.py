@@ -7,15 +7,19 @@ codecs and events that were set up for it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from types import TracebackType
+from typing import Any, Final
 
 from pgnotifybus.database.callers import AsyncCaller, async_caller
 from pgnotifybus.database.queries import Script
 from pgnotifybus.links.base import Borrowed, ServerError, ends_session
 
-__all__ = ["Work", "server_error"]
+__all__ = ["Transaction", "Work", "server_error"]
+
+_CLOSING: Final = 5.0
+"""The seconds that giving a connection back may take."""
 
 
 class Work:
@@ -26,13 +30,11 @@ class Work:
         self.caller: AsyncCaller = async_caller(borrowed.connection, "a consumer", "none for it")
         self._release = borrowed.release
 
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
+    def transaction(self) -> Transaction:
         """A transaction: committed at the end of the block, rolled back by an exception."""
         if self.caller.how == "sqlalchemy":
-            transaction: AbstractAsyncContextManager[Any] = self.connection.begin()
-        else:
-            transaction = self.connection.transaction()
-        return transaction
+            return Transaction(self.connection.begin())
+        return Transaction(self.connection.transaction())
 
     async def run(self, script: Script[Any]) -> Any:
         """Run a script in the transaction that is open, or, if none is, in one of its own."""
@@ -63,7 +65,37 @@ class Work:
     async def close(self) -> None:
         """Give it back. Whatever goes wrong then does not matter any more."""
         with contextlib.suppress(Exception):
-            await self._release()
+            try:
+                async with asyncio.timeout(_CLOSING):
+                    await self._release()
+            except TimeoutError:
+                await self.kill()
+
+
+class Transaction:
+    """A transaction of a driver, which ends once: drivers lose count if it is ended twice."""
+
+    def __init__(self, drivers: Any) -> None:
+        self._drivers = drivers
+        self.ended = False
+        """Whether it was committed or rolled back, or at least tried."""
+
+    async def __aenter__(self) -> Transaction:
+        await self._drivers.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.ended = True
+        await self._drivers.__aexit__(kind, error, traceback)
+
+    async def commit(self) -> None:
+        """Commit it. Refused by the server, it is rolled back."""
+        await self.__aexit__(None, None, None)
 
 
 def server_error(error: BaseException) -> ServerError | None:

@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pgnotifybus.core.dsn import MALFORMED
 from pgnotifybus.errors import FatalLinkError, MissingExtra, PgNotifyBusError, PoolTooSmall
@@ -131,15 +131,18 @@ class AsyncpgDsn(OwnConnections):
         return await _asyncpg_link(await self._open(timeout), part, timeout)
 
     async def borrow(self, part: str, timeout: float) -> Borrowed:
-        connection = await self._open(timeout)
-        await connection.execute(f"SET application_name = 'pgnotifybus {part}'")
+        named = "application_name" in parse_qs(self._parts.query)
+        settings = {} if named else {"application_name": f"pgnotifybus {part}"}
+        connection = await self._open(timeout, settings)
         return Borrowed(connection, lambda: _close_asyncpg(connection))
 
-    async def _open(self, timeout: float) -> Any:
+    async def _open(self, timeout: float, settings: dict[str, str] | None = None) -> Any:
         import asyncpg
 
         try:
-            return await asyncpg.connect(self._dsn or None, timeout=timeout)
+            return await asyncpg.connect(
+                self._dsn or None, timeout=timeout, server_settings=settings
+            )
         except _asyncpg_errors(ValueError) as error:
             raise connect_failure(
                 self.describe(), _say(error), getattr(error, "sqlstate", None)
@@ -182,6 +185,11 @@ class PsycopgPool(OwnConnections):
         return await dsn.connect(part, timeout)
 
     async def borrow(self, part: str, timeout: float) -> Borrowed:
+        if self._pool.max_size < 2:
+            raise PoolTooSmall(
+                "the psycopg pool has max_size=1 and a consumer would keep that one connection for "
+                "itself: give the pool max_size=2 or more, or pass a DSN instead of the pool"
+            )
         try:
             connection = await self._pool.getconn(timeout)
         except Exception as error:  # of the pool's `configure` or `check`: it may pass
@@ -214,7 +222,8 @@ class AsyncpgPool:
 
     async def borrow(self, part: str, timeout: float) -> Borrowed:
         connection = await self._acquire(timeout)
-        return Borrowed(connection, lambda: self._pool.release(connection))
+        # Giving it back resets the session, which asks the server.
+        return Borrowed(connection, lambda: self._pool.release(connection, timeout=timeout))
 
     async def _acquire(self, timeout: float) -> Any:
         if self._pool.get_max_size() < 2:
@@ -264,6 +273,13 @@ class Engine(OwnConnections):
 
     async def borrow(self, part: str, timeout: float) -> Borrowed:
         connection = await self._connect()
+        try:
+            pooled = await connection.get_raw_connection()
+            if pooled.dbapi_connection.autocommit:  # `begin` would begin nothing
+                await connection.execution_options(isolation_level="READ COMMITTED")
+        except BaseException:
+            await connection.close()
+            raise
         return Borrowed(connection, connection.close)
 
     async def _connect(self) -> Any:
@@ -300,6 +316,8 @@ class Factory(OwnConnections):
 
     async def borrow(self, part: str, timeout: float) -> Borrowed:
         connection = await self._call()
+        if package_of(connection) == "asyncpg":
+            return Borrowed(connection, lambda: _close_asyncpg(connection))
         return Borrowed(connection, connection.close)
 
     async def _call(self) -> Any:

@@ -4,44 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pgnotifybus import observe
 from pgnotifybus.core.backoff import Backoff
 from pgnotifybus.core.names import check_channel
-from pgnotifybus.core.position import Position, behind
+from pgnotifybus.core.position import Position
 from pgnotifybus.database.queries import Script
-from pgnotifybus.database.work import Work, server_error
-from pgnotifybus.errors import (
-    Closed,
-    FatalLinkError,
-    LinkError,
-    LinkLost,
-    PgNotifyBusError,
-)
+from pgnotifybus.database.work import Transaction, Work, server_error
+from pgnotifybus.errors import Closed, FatalLinkError, LinkError
 from pgnotifybus.links.base import Lender
 from pgnotifybus.log import reading
 from pgnotifybus.log.event import Event
-from pgnotifybus.log.ledger import DeadLetter, Entry, Ledger
-from pgnotifybus.log.refusals import refusal
+from pgnotifybus.log.ledger import DeadLetter, Dropped, Entry, Ledger
 from pgnotifybus.log.start import Start, start
 from pgnotifybus.log.tail import IDLE
+from pgnotifybus.log.turn import Turn
 from pgnotifybus.log.wakes import Listener, Wakes
 
-R = TypeVar("R")
-
-STAND_BY: Final = 2.0
-"""The seconds between two looks at whether the one who works is still there."""
-_STATEMENT: Final = 30.0
-"""The seconds that a statement of ours may take; one may wait for a predecessor's transaction."""
 _LONGEST_ERROR: Final = 2000
 
 # Of these, a transaction that is tried again may succeed: it was not the event's fault.
 _TRANSIENT: Final = ("40001", "40P01", "55P03")
+_ABORTED: Final = "25P02"  # in_failed_sql_transaction
 
 
 class Batch:
@@ -95,7 +83,6 @@ class Consumer:
         if max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
         Backoff(backoff_initial, backoff_maximum)  # says what is wrong with them
-        self._lender = lender
         self._schema = schema
         self._channels = list(channels)
         self._begin = begin
@@ -103,11 +90,10 @@ class Consumer:
         self._emit = emit
         self._max_attempts = max_attempts
         self._initial, self._maximum = backoff_initial, backoff_maximum
-        self._timeout = connect_timeout
         self._ledger = Ledger(schema, name)
+        self._turn = Turn(lender, self._ledger, connect_timeout)
         self._listener: Listener | None = None
-        self._work: Work | None = None
-        self._in_batch = False
+        self._batch_of: asyncio.Task[Any] | None = None
         self._stored_at = 0.0
         self._closed = False
 
@@ -123,7 +109,7 @@ class Consumer:
     @property
     def active(self) -> bool:
         """Whether it is the one of its name that works."""
-        return self._work is not None and not self._work.is_lost
+        return self._turn.is_ours
 
     async def __aenter__(self) -> Consumer:
         """Make the consumer, if there is none of its name. Does not wait to become the active one.
@@ -137,7 +123,7 @@ class Consumer:
         """
         if self._listener is not None or self._closed:
             raise RuntimeError("a consumer is entered once: make a new one")
-        await self._once(self._enter())
+        await self._turn.once(self._enter())
         self._listener = self._wakes.join(self._channels)
         return self
 
@@ -148,11 +134,17 @@ class Consumer:
         traceback: TracebackType | None,
     ) -> None:
         """Leave: another of the same name takes over."""
+        self.abandon()
+        if self._listener is not None:
+            self._wakes.leave(self._listener)
+        await self._turn.give_up()
+
+    def abandon(self) -> None:
+        """End, because its log does: no batch begins any more; one that is open goes on."""
         self._closed = True
+        self._turn.leave()
         if self._listener is not None:
             self._listener.event.set()
-            self._wakes.leave(self._listener)
-        await self._give_up_turn()
 
     def batch(self, *, limit: int = 100) -> AbstractAsyncContextManager[Batch]:
         """The next events, and a transaction; waits for the turn of this consumer, and for events.
@@ -164,7 +156,9 @@ class Consumer:
             CursorExpired: If retention has deleted what comes next: `seek` to `.oldest`, after
                 re-reading what was lost.
             EpochMismatch: If the log was made anew, or restored elsewhere: `seek`.
-            Closed: If the log has ended.
+            Closed: If the consumer has been left, or its log closed.
+            LinkLost: If the connection breaks when the block has ended. Whether it was committed
+                the database knows, and the next batch begins accordingly.
             RuntimeError: If a batch is open already, or the consumer is not entered.
             ValueError: If the limit is below 1.
             Exception: What the block raises, and the driver on commit, as it is.
@@ -183,17 +177,19 @@ class Consumer:
         Raises:
             InvalidCursor, ValueError, TypeError: If it is no place.
             EpochMismatch, CursorExpired: If one cannot go on from there.
+            RuntimeError: In the block of a batch of its own, for which it would wait.
             Otherwise as entering.
         """
         begin = start(after)
+        self._check_outside()
 
         def script() -> Script[None]:
-            position = yield from self._resolve(begin)
+            position = yield from reading.begin(self._schema, begin)
             yield from self._ledger.take()
             yield from self._ledger.store(position)
+            yield from self._ledger.tell()
 
-        await self._once(script())
-        self._wake_self()
+        await self._turn.once(script())
 
     async def reset(self) -> None:
         """Go back to the oldest event that is kept; otherwise as `seek`."""
@@ -208,17 +204,17 @@ class Consumer:
         """
 
         def script() -> Script[reading.Lag]:
-            entry = yield from self._ledger.take()
+            entry = yield from self._ledger.look()
             return (yield from reading.lag(self._schema, entry.position, self._channels))
 
-        return await self._once(script())
+        return await self._turn.once(script())
 
     async def dead_letters(self) -> list[DeadLetter]:
         """The events that were set aside, oldest first. Raises as entering."""
-        return await self._once(self._ledger.dead())
+        return await self._turn.once(self._ledger.dead())
 
     async def replay(self, *ids: int) -> int:
-        """Have dead letters tried again: the next batches begin with them.
+        """Have dead letters tried again, one by one: the next batches are these.
 
         Those that succeed are dead letters no more; those that fail again stay.
 
@@ -228,13 +224,25 @@ class Consumer:
         Returns:
             How many will be tried again.
         """
-        count = await self._once(self._ledger.replay(ids or None))
-        self._wake_self()
-        return count
+
+        def script() -> Script[int]:
+            count = yield from self._ledger.replay(ids or None)
+            yield from self._ledger.tell()
+            return count
+
+        return await self._turn.once(script())
 
     async def drop(self) -> bool:
-        """Forget the consumer and its dead letters; whether there was one. Raises as entering."""
-        return await self._once(self._ledger.drop())
+        """Forget the consumer and its dead letters; whether there was one.
+
+        Waits for a batch that is open, of whichever process. Raises as `seek`.
+        """
+        self._check_outside()
+        return await self._turn.once(self._ledger.drop())
+
+    def _check_outside(self) -> None:
+        if self._batch_of is not None and self._batch_of is asyncio.current_task():
+            raise RuntimeError("it would wait for the batch that is open here: do it afterwards")
 
     # -- inside: taking a batch --------------------------------------------------------------------
 
@@ -248,10 +256,10 @@ class Consumer:
                 raise Closed("the consumer is closed")
             self._listener.event.clear()
             try:
-                work = await self._my_turn()
+                work = await self._turn.wait()
                 taken = await self._try_to_take(work, limit)
             except (LinkError, FatalLinkError) as error:
-                await self._drop_work()
+                await self._turn.drop()
                 if isinstance(error, FatalLinkError):
                     raise
                 delay = backoff.next_delay()
@@ -266,31 +274,32 @@ class Consumer:
 
     async def _try_to_take(self, work: Work, limit: int) -> _Taken | float:
         """A batch in its transaction; or the seconds to wait, unless woken."""
-        transaction = work.transaction()
-        await self._driver(work, transaction.__aenter__)
+        turn = self._turn
+        transaction = await turn.begin(work)
         try:
-            entry = await self._run(work, self._ledger.take())
+            entry = await turn.run(work, self._ledger.take())
             if entry.replays:
-                letters = await self._run(work, self._ledger.replayed(limit))
+                letters = await turn.run(work, self._ledger.replayed())
                 return _Taken(work, transaction, letters, entry, entry.position, letters=True)
             if entry.wait > 0:
-                await self._end(work, transaction)
+                await turn.commit(work, transaction)
                 return entry.wait
             size = limit if entry.size is None else min(limit, entry.size)
-            page = await self._run(
-                work, reading.read(self._schema, entry.position, self._channels, size)
-            )
-            while page.more and not page.rows:
-                page = await self._run(
-                    work, reading.read(self._schema, page.end, self._channels, size)
-                )
+            position = entry.position
+            while True:
+                script = reading.read(self._schema, position, self._channels, size)
+                page = await turn.run(work, script)
+                # To the end of the way that it was on; and behind that, to what is there now.
+                if page.rows or not (page.more or position.until is not None):
+                    break
+                position = page.end
             if page.rows:
                 return _Taken(work, transaction, page.events, entry, page.end, letters=False)
             await self._keep_fresh(work, entry, page)
-            await self._end(work, transaction)
+            await turn.commit(work, transaction)
             return self._idle_for()
         except BaseException as error:
-            await self._abandon(work, transaction, error)
+            await turn.roll_back(work, transaction, error)
             raise
 
     async def _keep_fresh(self, work: Work, entry: Entry, page: reading.Page) -> None:
@@ -300,7 +309,7 @@ class Consumer:
         moved = newest is None or newest.snapshot.end != page.here.now.snapshot.end
         if moved and now - self._stored_at > IDLE:
             self._stored_at = now
-            await self._run(work, self._ledger.store(page.end))
+            await self._turn.run(work, self._ledger.store(page.end))
 
     def _idle_for(self) -> float:
         return min(IDLE, max(self._wakes.check_in(), 0.1))
@@ -309,34 +318,44 @@ class Consumer:
 
     async def _succeed(self, taken: _Taken) -> None:
         """Store how far it is, and commit."""
-        ids = [event.id for event in taken.events]
+        turn, work = self._turn, taken.work
         if taken.letters:
-            await self._run(taken.work, self._ledger.forget(ids))
+            script: Script[Any] = self._ledger.forget([event.id for event in taken.events])
         else:
             size = taken.entry.size
             # After a failure it grows back, so that the rest does not go one by one.
             grown = None if size is None or size > 1000 else 2 * size
-            await self._run(taken.work, self._ledger.store(taken.end, size=grown))
-            self._stored_at = asyncio.get_running_loop().time()
-        await self._end(taken.work, taken.transaction)
+            script = self._ledger.store(taken.end, size=grown)
+        try:
+            await turn.run(work, script)
+        except Exception as error:
+            if getattr(server_error(error), "sqlstate", None) == _ABORTED:
+                error.add_note(
+                    "A statement in the block of the batch failed, and its error was swallowed: "
+                    "use a savepoint for what may fail"
+                )
+            raise
+        self._stored_at = asyncio.get_running_loop().time()
+        await turn.commit(work, taken.transaction)
 
     async def _fail(self, taken: _Taken, error: BaseException) -> None:
         """Roll back, and write down that it has failed."""
-        await self._abandon(taken.work, taken.transaction, error)
+        turn, work = self._turn, taken.work
+        await turn.roll_back(work, taken.transaction, error)
         if not isinstance(error, Exception) or isinstance(error, LinkError) or not self.active:
             return
         refused = server_error(error)
         if refused is not None and refused.sqlstate in _TRANSIENT:
             return
-        with contextlib.suppress(LinkError):  # then it is as if it had not been tried
-            work = taken.work
-            transaction = work.transaction()
-            await self._driver(work, transaction.__aenter__)
+        # Without a connection it is as if it had not been tried; and if the consumer was dropped
+        # meanwhile, the next batch says so.
+        with contextlib.suppress(LinkError, Dropped):
+            transaction = await turn.begin(work)
             try:
-                await self._run(work, self._note_failure(taken, error))
-                await self._end(work, transaction)
+                await turn.run(work, self._note_failure(taken, error))
+                await turn.commit(work, transaction)
             except BaseException as second:
-                await self._abandon(work, transaction, second)
+                await turn.roll_back(work, transaction, second)
                 raise
 
     def _note_failure(self, taken: _Taken, error: Exception) -> Script[None]:
@@ -364,156 +383,13 @@ class Consumer:
         yield from self._ledger.bury(event, attempts, reason)
         yield from self._ledger.store(taken.end, size=2, error=reason)
 
-    # -- inside: the turn, and the connection ------------------------------------------------------
-
-    async def _my_turn(self) -> Work:
-        """Stand by until nobody of the same name works, and keep it so."""
-        if self._work is not None and self._work.is_lost:
-            await self._drop_work()
-        while self._work is None:
-            work = await self._connect()
-            try:
-                async with self._deadline(work):
-                    async with work.transaction():
-                        got = await work.run(self._ledger.try_turn())
-            except BaseException as error:  # noqa: BLE001 - it goes on, as what it means
-                await self._discard(work)
-                raise self._lost(error) or error from None
-            if got:
-                self._work = work
-                break
-            await work.close()
-            if self._closed:
-                raise Closed("the consumer is closed")
-            await asyncio.sleep(STAND_BY * (0.75 + random.random() / 2))
-        return self._work
-
-    async def _connect(self) -> Work:
-        try:
-            async with asyncio.timeout(3 * self._timeout):
-                return Work(await self._lender.borrow("consumer", self._timeout))
-        except TimeoutError:
-            raise LinkLost("the server did not answer in time") from None
-
-    async def _give_up_turn(self) -> None:
-        work, self._work = self._work, None
-        if work is None:
-            return
-        try:
-            async with self._deadline(work):
-                async with work.transaction():
-                    await work.run(self._ledger.end_turn())
-        except Exception:  # noqa: BLE001 - it is closed instead
-            await self._discard(work)
-        else:
-            await work.close()
-
-    async def _drop_work(self) -> None:
-        work, self._work = self._work, None
-        if work is not None:
-            await self._discard(work)
-
-    async def _discard(self, work: Work) -> None:
-        """End the session, and with it the turn; a pool then makes a new one."""
-        await work.kill()
-        await work.close()
-
-    async def _once(self, script: Script[R]) -> R:
-        """Run a script in a transaction of its own, over a connection of its own."""
-        work = await self._connect()
-        try:
-            async with self._deadline(work):
-                async with work.transaction():
-                    result: R = await work.run(script)
-                    return result
-        except PgNotifyBusError:
-            raise
-        except Exception as error:
-            lost = self._lost(error)
-            if lost is not None:
-                raise lost from error
-            raise
-        finally:
-            await work.close()
+    # -- inside: scripts ---------------------------------------------------------------------------
 
     def _enter(self) -> Script[None]:
         if (yield from self._ledger.exists(self._channels)):
             return
-        position = yield from self._resolve(self._begin)
+        position = yield from reading.begin(self._schema, self._begin)
         yield from self._ledger.enter(self._channels, position)
-
-    def _resolve(self, begin: Start) -> Script[Position]:
-        here = yield from reading.look(self._schema)
-        if begin.cursor is not None:
-            here.check(begin.cursor.position)
-            return begin.cursor.position
-        if begin.is_now:
-            return behind(here.epoch, here.now)
-        return here.oldest._replace(time=begin.microseconds)
-
-    def _wake_self(self) -> None:
-        if self._listener is not None:
-            self._listener.event.set()
-
-    async def _run(self, work: Work, script: Script[R]) -> R:
-        """Run a script in the open transaction."""
-
-        async def go() -> R:
-            result: R = await work.run(script)
-            return result
-
-        return await self._driver(work, go)
-
-    async def _end(self, work: Work, transaction: Any) -> None:
-        """Commit."""
-        await self._driver(work, lambda: transaction.__aexit__(None, None, None))
-
-    async def _driver(self, work: Work, call: Callable[[], Awaitable[R]]) -> R:
-        """Let the driver do something, with a deadline, and understand its errors."""
-        try:
-            async with self._deadline(work):
-                return await call()
-        except PgNotifyBusError:
-            raise
-        except Exception as error:
-            lost = self._lost(error)
-            if lost is None:
-                raise
-            raise lost from error
-
-    async def _abandon(self, work: Work, transaction: Any, error: BaseException) -> None:
-        """Roll back; a connection that cannot even do that is given up."""
-        if work.is_lost:
-            await self._drop_work()
-            return
-        try:
-            async with self._deadline(work):
-                await transaction.__aexit__(type(error), error, error.__traceback__)
-        except BaseException as failure:
-            # Drivers let the error itself through, which is not a failure of theirs.
-            if failure is not error:
-                await self._drop_work()
-                if not isinstance(failure, Exception):
-                    raise
-
-    @contextlib.asynccontextmanager
-    async def _deadline(self, work: Work) -> Any:
-        try:
-            async with asyncio.timeout(_STATEMENT):
-                yield
-        except TimeoutError:
-            await work.kill()
-            raise LinkLost(f"the server has not answered for {_STATEMENT:g} s") from None
-
-    def _lost(self, error: BaseException) -> PgNotifyBusError | None:
-        """What the error means, if it is about the connection or the schema."""
-        refused = server_error(error)
-        if refused is None:
-            return LinkLost(" ".join(str(error).split())) if isinstance(error, Exception) else None
-        if (refused.sqlstate or "").startswith(("42", "3F")):
-            return refusal(refused, self._schema, f"use the consumer {self.name!r}")
-        passes = not refused.for_good and not (refused.sqlstate or "").startswith("25")
-        return LinkLost(str(refused)) if passes else None
 
 
 class _Taken:
@@ -524,7 +400,7 @@ class _Taken:
     def __init__(
         self,
         work: Work,
-        transaction: Any,
+        transaction: Transaction,
         events: list[Event[str]],
         entry: Entry,
         end: Position,
@@ -549,13 +425,13 @@ class _Block(AbstractAsyncContextManager[Batch]):
 
     async def __aenter__(self) -> Batch:
         consumer = self._consumer
-        if consumer._in_batch:
+        if consumer._batch_of is not None:
             raise RuntimeError("a batch of this consumer is open already")
-        consumer._in_batch = True
+        consumer._batch_of = asyncio.current_task()
         try:
             self._taken = await consumer._take(self._limit)
         except BaseException:
-            consumer._in_batch = False
+            consumer._batch_of = None
             raise
         return Batch(self._taken.events, self._taken.work.connection)
 
@@ -579,4 +455,4 @@ class _Block(AbstractAsyncContextManager[Batch]):
             else:
                 await consumer._fail(taken, error)
         finally:
-            consumer._in_batch = False
+            consumer._batch_of = None

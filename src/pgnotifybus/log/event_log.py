@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from pgnotifybus import observe
 from pgnotifybus.bus import PgNotifyBus
-from pgnotifybus.core.backoff import Backoff
 from pgnotifybus.core.names import SCHEMA, check_channels, check_schema, log_channel
-from pgnotifybus.core.position import Position, behind
+from pgnotifybus.core.position import behind
 from pgnotifybus.database.callers import async_caller, sync_caller
-from pgnotifybus.database.queries import Script, run
-from pgnotifybus.database.sidelink import SideLink
-from pgnotifybus.errors import Closed, LinkError
+from pgnotifybus.database.queries import Script
 from pgnotifybus.links.base import ServerError
 from pgnotifybus.links.sources import Driver, connector
-from pgnotifybus.log import appending, reading, retention
+from pgnotifybus.log import appending, retention
 from pgnotifybus.log.consumer import Consumer
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.describing import LogContents, describe
+from pgnotifybus.log.engine import Engine, Settings
 from pgnotifybus.log.event import Event
 from pgnotifybus.log.follower import Follower, names_of
 from pgnotifybus.log.ledger import ConsumerState, consumers
-from pgnotifybus.log.maintenance import Maintenance, prune
-from pgnotifybus.log.pacing import Pacing
+from pgnotifybus.log.maintenance import prune
 from pgnotifybus.log.refusals import caller_refusal, refusal
-from pgnotifybus.log.start import Start, start
-from pgnotifybus.log.tail import Seat, Tail
-from pgnotifybus.log.wakes import Wakes
+from pgnotifybus.log.start import start
 from pgnotifybus.messages import Gap
-from pgnotifybus.schema.checking import check_version
-from pgnotifybus.subscription import Subscription
 from pgnotifybus.typed import Channel
 
 R = TypeVar("R")
@@ -44,9 +36,6 @@ T = TypeVar("T")
 
 After = Cursor | str | datetime
 """A cursor or its text, `"beginning"`, `"now"`, or a point in time."""
-
-_TIMEOUT: Final = 10.0
-_PAGE: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +114,10 @@ class EventLog:
         if payload_limit < 1:
             raise ValueError(f"payload_limit must be at least 1 byte, not {payload_limit}")
         self._limit = payload_limit
-        self._source = source
+        self._emit = observe.Emitter(observer)
         self._connector = connector(source, driver)
         self._connect_timeout = connect_timeout
-        self._capacity = capacity
-        self._may_be_awake = pacemaker
-        self._prunes = prune
-        self._emit = observe.Emitter(observer)
-        self._bus = PgNotifyBus(
+        bus = PgNotifyBus(
             source,
             [log_channel(schema)],
             capacity=4096,
@@ -142,15 +127,12 @@ class EventLog:
             schema=schema,
             observer=observer,
         )
-        self._reader = self._side("reader")
-        self._tail_side = self._side("tail")
-        self._parts: _Parts | None = None
-        self._ended = False
-        self._catch_up_reads = 0
+        settings = Settings(schema, capacity, pacemaker, prune, connect_timeout)
+        self._engine = Engine(self._connector, bus, settings, self._emit)
+        self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
 
     def __repr__(self) -> str:
-        state = "closed" if self._ended else "open" if self._parts is not None else "new"
-        return f"<EventLog {self._schema!r}: {state}>"
+        return f"<EventLog {self._schema!r}: {self._engine.state}>"
 
     # -- appending --------------------------------------------------------------------------------
 
@@ -236,6 +218,8 @@ class EventLog:
         Raises:
             ValueError: If there are not as many keys as payloads.
             Exception: Otherwise as `append`.
+
+        Cancel safety: as `append`.
         """
         values = list(payloads)
         names: list[str | None] = [None] * len(values) if keys is None else list(keys)
@@ -274,10 +258,12 @@ class EventLog:
 
         A transaction that is to be prepared (two-phase commit) must not NOTIFY: append in it after
         `SET LOCAL pgnotifybus.wake = off`, and call this once it is committed. Without it,
-        followers find the events within a minute.
+        followers find the events within 90 s.
 
         Raises:
             SchemaMissing, SchemaError: As for `append`.
+
+        Cancel safety: as for any statement of the driver.
         """
         await self._on(connection, "wake", appending.wake(self._schema))
 
@@ -285,22 +271,36 @@ class EventLog:
 
     @overload
     def follow(
-        self, channel: Channel[T], /, *, after: After = "now", gaps: Literal[False] = False
+        self,
+        channel: Channel[T],
+        /,
+        *,
+        after: After = "now",
+        gaps: Literal[False] = False,
+        live: bool = True,
     ) -> Follower[Event[T]]: ...
     @overload
     def follow(
-        self, channel: Channel[T], /, *, after: After = "now", gaps: bool
+        self, channel: Channel[T], /, *, after: After = "now", gaps: bool, live: bool = True
     ) -> Follower[Event[T] | Gap]: ...
     @overload
     def follow(
-        self, *channels: str, after: After = "now", gaps: Literal[False] = False
+        self,
+        *channels: str,
+        after: After = "now",
+        gaps: Literal[False] = False,
+        live: bool = True,
     ) -> Follower[Event[str]]: ...
     @overload
     def follow(
-        self, *channels: str, after: After = "now", gaps: bool
+        self, *channels: str, after: After = "now", gaps: bool, live: bool = True
     ) -> Follower[Event[str] | Gap]: ...
     def follow(
-        self, *channels: str | Channel[Any], after: After = "now", gaps: bool = False
+        self,
+        *channels: str | Channel[Any],
+        after: After = "now",
+        gaps: bool = False,
+        live: bool = True,
     ) -> Follower[Any]:
         """Every event of these channels behind a cursor, and then whatever comes.
 
@@ -314,6 +314,8 @@ class EventLog:
             gaps: Whether a cursor that is expired, or of another log, gives a `Gap` for each
                 channel instead of an error, and then goes on: with the oldest event that is kept,
                 or, in another log, from now on.
+            live: Whether to wait for what comes; False ends the loop behind what had been committed
+                when it began.
 
         Raises:
             InvalidChannel: If a name cannot be a channel.
@@ -321,9 +323,9 @@ class EventLog:
             RuntimeError: If the log is not entered, or belongs to another event loop.
             Closed: If it has ended.
         """
-        self._running()
+        self._engine.running()
         names, decode = self._channels_of(channels)
-        return Follower(self, names, start(after), gaps=gaps, decode=decode)
+        return Follower(self._engine, names, start(after), gaps=gaps, live=live, decode=decode)
 
     def consumer(
         self,
@@ -352,9 +354,9 @@ class EventLog:
             InvalidChannel, InvalidCursor, ValueError, TypeError: As for `follow`.
             RuntimeError, Closed: As for `follow`.
         """
-        parts = self._running()
+        parts = self._engine.running()
         names, _ = self._channels_of(channels)
-        return Consumer(
+        made = Consumer(
             self._connector,
             self._schema,
             name,
@@ -367,6 +369,8 @@ class EventLog:
             backoff_maximum=backoff_maximum,
             connect_timeout=self._connect_timeout,
         )
+        self._consumers.add(made)
+        return made
 
     async def cursor(self, at: After = "now") -> Cursor:
         """A cursor to follow from: of now, the beginning, or a point in time.
@@ -376,16 +380,18 @@ class EventLog:
         Raises:
             SchemaMissing, SchemaError, LinkError, FatalLinkError: If the log cannot be read.
             Otherwise as `follow`.
+
+        Cancel safety: nothing is left behind.
         """
-        parts = self._running()
+        self._engine.running()
         begin = start(at)
         if begin.cursor is not None:
             return begin.cursor
-        seat = await parts.tail.join(())
+        seat = await self._engine.join(())
         seat.receiver.close()
         if begin.is_now:
             return Cursor.at(behind(seat.epoch, seat.instant))
-        return Cursor.at(await self.begin(begin, seat))
+        return Cursor.at(await self._engine.begin(begin, seat))
 
     # -- operating --------------------------------------------------------------------------------
 
@@ -394,12 +400,17 @@ class EventLog:
 
         Raises:
             SchemaMissing, SchemaError, LinkError, FatalLinkError: If the log cannot be read.
+
+        Cancel safety: it only reads.
         """
-        return await self._errand(describe(self._schema))
+        return await self._engine.errand(describe(self._schema))
 
     async def consumers(self) -> list[ConsumerState]:
-        """All consumers of the log, of whatever process. Raises as `contents`."""
-        return await self._errand(consumers(self._schema))
+        """All consumers of the log, of whatever process. Raises as `contents`.
+
+        Cancel safety: it only reads.
+        """
+        return await self._engine.errand(consumers(self._schema))
 
     async def prune(self, *, older_than: timedelta | None = None) -> int:
         """Delete what need not be kept, now; a log that is entered does so by itself.
@@ -423,11 +434,11 @@ class EventLog:
         seconds = None if older_than is None else older_than.total_seconds()
         if seconds is not None and seconds < 0:
             raise ValueError(f"older_than must not be negative, but is {older_than}")
-        self._running()
-        side = self._side("prune")
+        self._engine.running()
+        side = self._engine.side("prune")
         try:
             async with side.use() as runner:
-                await retention.cut(runner, self._schema, older_than=seconds)
+                await retention.cut(runner, self._schema, older_than=seconds, wait=True)
             return await prune(side, self._schema)
         except ServerError as error:
             raise refusal(error, self._schema, "prune the event log") from error
@@ -436,11 +447,11 @@ class EventLog:
 
     def statistics(self) -> LogStatistics:
         """What this process has done for the log, as a frozen snapshot."""
-        parts = self._parts
+        parts = self._engine.parts
         return LogStatistics(
-            generation=self.generation,
+            generation=self._engine.generation,
             reads=parts.tail.reads if parts is not None else 0,
-            catch_up_reads=self._catch_up_reads,
+            catch_up_reads=self._engine.catch_up_reads,
             pacemaker_polls=parts.pacing.polls if parts is not None else 0,
             pacemaker=parts.wakes.belief if parts is not None else "asleep",
         )
@@ -457,25 +468,7 @@ class EventLog:
 
         Cancel safety: nothing is left running.
         """
-        if self._parts is not None or self._ended:
-            raise RuntimeError("an event log is entered once: make a new one")
-        loop = asyncio.get_running_loop()
-        await self._bus.__aenter__()
-        try:
-            async with self._reader.use() as runner:
-                try:
-                    await check_version(runner, self._schema)
-                    await run(reading.look(self._schema), runner)
-                except ServerError as error:
-                    raise refusal(error, self._schema, "read the event log") from error
-            subscription = self._bus.subscribe(log_channel(self._schema))
-            assert subscription is not None
-            self._parts = self._start(loop, subscription)
-        except BaseException:
-            self._ended = True
-            await self._reader.close()
-            await self._bus.__aexit__(None, None, None)
-            raise
+        await self._engine.start()
         return self
 
     async def __aexit__(
@@ -484,101 +477,15 @@ class EventLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End; followers get what they were handed, and then their loops end.
+        """End; followers get what they were handed, and then their loops end. So do consumers.
 
         Cancel safety: cancelling ends it all the same, and then raises.
         """
-        parts, self._ended = self._parts, True
-        if parts is None:
-            return
-        parts.tail.close()
-        for task in parts.tasks:
-            task.cancel()
-        try:
-            await asyncio.wait(parts.tasks)
-        finally:
-            try:
-                await asyncio.gather(self._reader.close(), self._tail_side.close())
-            finally:
-                await self._bus.__aexit__(kind, error, traceback)
-        for task in parts.tasks:
-            if not task.cancelled() and (failure := task.exception()) is not None:
-                raise failure
-
-    # -- for its followers ------------------------------------------------------------------------
-
-    @property
-    def generation(self) -> int:
-        """How many listening connections there have been."""
-        return self._bus.health().generation
-
-    async def join(self, channels: Sequence[str]) -> Seat:
-        """Join the live tail; for followers."""
-        return await self._running().tail.join(channels)
-
-    async def read(self, position: Position, channels: Sequence[str], seat: Seat) -> reading.Page:
-        """Read from the table; for followers. Waits while there is no connection."""
-        script = reading.read  # a script runs once: each attempt has one of its own
-        return await self._patiently(
-            lambda: script(self._schema, position, channels, _PAGE, seat.instant)
-        )
-
-    async def begin(self, begin: Start, seat: Seat) -> Position:
-        """The position of a time, or of the beginning; for followers."""
-        here = await self._patiently(lambda: reading.look(self._schema))
-        return here.oldest._replace(epoch=seat.epoch, time=begin.microseconds)
+        for consumer in [*self._consumers]:
+            consumer.abandon()
+        await self._engine.stop(kind, error, traceback)
 
     # -- inside -----------------------------------------------------------------------------------
-
-    def _start(self, loop: asyncio.AbstractEventLoop, subscription: Subscription) -> _Parts:
-        wakes = Wakes(loop.time)
-        tail = Tail(self._tail_side, self._schema, wakes, self._emit, self._capacity)
-        pacing = Pacing(
-            self._connector,
-            self._schema,
-            wakes,
-            self._emit,
-            connect_timeout=self._connect_timeout,
-            may_be_awake=self._may_be_awake,
-        )
-        work = [
-            ("wakes", wakes.run(subscription)),
-            ("tail", tail.run()),
-            ("pacemaker", pacing.run()),
-        ]
-        if self._prunes:
-            maintenance = Maintenance(self._side("maintenance"), self._schema)
-            work.append(("maintenance", maintenance.run()))
-        tasks = [loop.create_task(each, name=f"pgnotifybus {name}") for name, each in work]
-        return _Parts(loop, os.getpid(), wakes, tail, pacing, tasks)
-
-    async def _errand(self, script: Script[R]) -> R:
-        """Run a script once, over the reader's connection."""
-        self._running()
-        try:
-            async with self._reader.use() as runner:
-                return await run(script, runner)
-        except ServerError as error:
-            raise refusal(error, self._schema, "read the event log") from error
-
-    async def _patiently(self, script: Callable[[], Script[R]]) -> R:
-        """Run a script over the reader's connection, and again for as long as there is none."""
-        backoff = Backoff(0.1, 5.0)
-        while True:
-            self._running()
-            try:
-                async with self._reader.use() as runner:
-                    self._catch_up_reads += 1
-                    return await run(script(), runner)
-            except ServerError as error:
-                if error.for_good:
-                    raise refusal(error, self._schema, "read the event log") from error
-                failure: Exception = error
-            except LinkError as error:
-                failure = error
-            delay = backoff.next_delay()
-            self._emit(observe.LogDelayed("catching up", failure, delay))
-            await asyncio.sleep(delay)
 
     async def _on(self, connection: object, function: str, script: Script[R]) -> R:
         caller = async_caller(connection, f"EventLog.{function}", "EventLog.append_sync")
@@ -598,36 +505,6 @@ class EventLog:
         if typed and len(channels) > 1:
             raise ValueError("a typed channel is followed alone: payloads have one type")
         return names, typed[0].decode if typed else None
-
-    def _side(self, part: str) -> SideLink:
-        return SideLink(
-            self._connector, part=part, connect_timeout=self._connect_timeout, timeout=_TIMEOUT
-        )
-
-    def _running(self) -> _Parts:
-        if self._ended:
-            raise Closed("the event log is closed")
-        if self._parts is None:
-            raise RuntimeError("the event log is not running: enter it with `async with`")
-        if self._parts.process != os.getpid():
-            raise RuntimeError(
-                "the event log was entered in another process: make one after forking"
-            )
-        if self._parts.loop is not asyncio.get_running_loop():
-            raise RuntimeError("the event log runs in another event loop: make one for each loop")
-        return self._parts
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What there is while it runs."""
-
-    loop: asyncio.AbstractEventLoop
-    process: int
-    wakes: Wakes
-    tail: Tail
-    pacing: Pacing
-    tasks: list[asyncio.Task[None]]
 
 
 __all__ = ["After", "Event", "EventLog", "LogStatistics"]

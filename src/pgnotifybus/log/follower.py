@@ -9,13 +9,14 @@ has overwritten what it had not read begins again in the same way, from its own 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from pgnotifybus.core.position import Position, behind
 from pgnotifybus.errors import Closed, CursorExpired, EpochMismatch, Lagged
 from pgnotifybus.log.cursor import Cursor
+from pgnotifybus.log.engine import Engine
 from pgnotifybus.log.event import Event
 from pgnotifybus.log.reading import Page
 from pgnotifybus.log.start import Start
@@ -24,25 +25,6 @@ from pgnotifybus.messages import Gap, GapReason
 from pgnotifybus.typed import Channel
 
 Item = TypeVar("Item")
-
-
-class Log(Protocol):
-    """What a follower needs of its log."""
-
-    @property
-    def generation(self) -> int:
-        """How many links there have been."""
-
-    async def join(self, channels: Sequence[str]) -> Seat:
-        """Join the live tail."""
-
-    def read(
-        self, position: Position, channels: Sequence[str], seat: Seat
-    ) -> Coroutine[Any, Any, Page]:
-        """Read from the table, up to where it was joined."""
-
-    async def begin(self, start: Start, seat: Seat) -> Position:
-        """The position of something that is no cursor."""
 
 
 class Follower(Generic[Item]):
@@ -55,17 +37,19 @@ class Follower(Generic[Item]):
 
     def __init__(
         self,
-        log: Log,
+        engine: Engine,
         channels: Sequence[str],
         start: Start,
         *,
         gaps: bool,
+        live: bool,
         decode: Callable[[str], Any] | None,
     ) -> None:
-        self._log = log
+        self._engine = engine
         self._channels = channels
         self._start: Start | None = start
         self._gaps = gaps
+        self._waits = live
         self._decode = decode
         self._seat: Seat | None = None
         self._position: Position | None = None
@@ -172,8 +156,11 @@ class Follower(Generic[Item]):
         """The place behind what was handed out; None before it has joined, if that was no cursor.
 
         Newer than the cursor of the last event, where nothing came since: a follower of a quiet
-        channel that stores it now and then is never overtaken by retention.
+        channel that stores it now and then is never overtaken by retention. Still there when the
+        follower is closed.
         """
+        if self._pending:  # until the gap is handed out, who goes on from here is to hear of it
+            return self._before
         if 0 < self._index < len(self._events):
             return self._events[self._index - 1].cursor
         if self._index == 0 and self._events:
@@ -184,6 +171,9 @@ class Follower(Generic[Item]):
 
     def close(self) -> None:
         """Leave. Twice is harmless; who waits for an event is told `Closed`, the loop ends."""
+        cursor = self.cursor
+        if cursor is not None:
+            self._position = cursor.position
         self._closed = True
         self._events, self._index, self._pending, self._page = [], 0, [], None
         self._leave()
@@ -201,6 +191,9 @@ class Follower(Generic[Item]):
             elif self._seat is None:
                 await self._join()
             elif self._live:
+                if not self._waits:
+                    self.close()
+                    raise Closed("this follower has read what there was")
                 await self._receive(self._seat)
             else:
                 await self._catch_up(self._seat)
@@ -229,14 +222,14 @@ class Follower(Generic[Item]):
             await asyncio.sleep(0)  # it is asked for now, before the rows keep us busy
 
     def _read_ahead(self, position: Position, seat: Seat) -> asyncio.Task[Page]:
-        read = self._log.read(position, self._channels, seat)
+        read = self._engine.read(position, self._channels, seat)
         task = asyncio.create_task(read, name="pgnotifybus catching up")
         # If nobody comes for it any more, nobody need know how it ended.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
     async def _join(self) -> None:
-        seat = await self._log.join(self._channels)
+        seat = await self._engine.join(self._channels)
         if self._closed:
             seat.receiver.close()
             raise Closed("this follower is closed")
@@ -257,7 +250,7 @@ class Follower(Generic[Item]):
             return behind(seat.epoch, seat.instant)
         if self._start.cursor is not None:
             return self._start.cursor.position
-        return await self._log.begin(self._start, seat)
+        return await self._engine.begin(self._start, seat)
 
     async def _receive(self, seat: Seat) -> None:
         try:
@@ -289,10 +282,11 @@ class Follower(Generic[Item]):
             seat.receiver.close()
 
     def _gap(self, reason: GapReason, position: Position | None) -> None:
+        self._before = self.cursor
         self._position = position
         self._start = None
         self._events, self._index = [], 0
-        generation = self._log.generation
+        generation = self._engine.generation
         self._pending = [Gap(reason, name, generation, None) for name in self._channels]
 
 

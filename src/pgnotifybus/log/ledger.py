@@ -7,15 +7,35 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from pgnotifybus.core.names import literal, quote
+from pgnotifybus.core.names import literal, log_channel, quote
 from pgnotifybus.core.position import Instant, Position, decode, encode
 from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.database.queries import Query, Script, array
 from pgnotifybus.errors import EventLogError
-from pgnotifybus.links.base import Rows
+from pgnotifybus.links.base import (
+    KEEPALIVE_COUNT,
+    KEEPALIVE_IDLE,
+    KEEPALIVE_INTERVAL,
+    USER_TIMEOUT_MS,
+    Rows,
+)
 from pgnotifybus.log import reading
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.event import Event
+
+_KEEPALIVE: Final = {
+    "tcp_keepalives_idle": KEEPALIVE_IDLE,
+    "tcp_keepalives_interval": KEEPALIVE_INTERVAL,
+    "tcp_keepalives_count": KEEPALIVE_COUNT,
+    "tcp_user_timeout": USER_TIMEOUT_MS,
+}
+_NOTICE_DEATH: Final = "SELECT " + ", ".join(
+    f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in _KEEPALIVE.items()
+)
+_AS_BEFORE: Final = (
+    "SELECT pg_catalog.set_config(name, reset_val, false) FROM pg_catalog.pg_settings"
+    f" WHERE name IN {tuple(_KEEPALIVE)}"
+)
 
 _ENTER: Final = """\
 INSERT INTO {schema}.consumers (name, channels, position)
@@ -35,7 +55,7 @@ SELECT position, attempts::text, size::text,
        greatest(extract(epoch FROM retry_at - pg_catalog.clock_timestamp()), 0)::text,
        EXISTS (SELECT 1 FROM {schema}.dead_letters AS letter
                 WHERE letter.consumer = consumers.name AND letter.replay)::text
-  FROM {schema}.consumers WHERE name = CAST($1 AS text) FOR UPDATE"""
+  FROM {schema}.consumers WHERE name = CAST($1 AS text){lock}"""
 
 _STORE: Final = """\
 UPDATE {schema}.consumers
@@ -46,12 +66,13 @@ UPDATE {schema}.consumers
        updated_at = pg_catalog.clock_timestamp()
  WHERE name = CAST($1 AS text) RETURNING name"""
 
+# Not copied from the table: retention may have deleted it meanwhile.
 _BURY: Final = """\
 INSERT INTO {schema}.dead_letters
        (consumer, id, channel, key, payload, headers, created_at, position, attempts, error)
-SELECT CAST($1 AS text), event.id, event.channel, event.key, event.payload, event.headers,
-       event.created_at, CAST($3 AS text), CAST(CAST($4 AS text) AS integer), CAST($5 AS text)
-  FROM {schema}.events AS event WHERE event.id = CAST(CAST($2 AS text) AS bigint)
+SELECT CAST($1 AS text), {id}, event[1], event[2], event[3], CAST(event[4] AS jsonb),
+       CAST(CAST($3 AS text) AS timestamptz), CAST($4 AS text), {attempts}, CAST($5 AS text)
+  FROM (SELECT CAST(CAST($2 AS text) AS text[]) AS event) AS given
 ON CONFLICT (consumer, id) DO UPDATE
    SET attempts = excluded.attempts, error = excluded.error, died_at = pg_catalog.now(),
        replay = false
@@ -69,7 +90,7 @@ letter.id::text, letter.channel, letter.key, letter.payload, letter.headers::tex
 
 _REPLAYED: Final = """\
 SELECT {letter}, letter.position FROM {schema}.dead_letters AS letter
- WHERE letter.consumer = CAST($1 AS text) AND letter.replay ORDER BY letter.id LIMIT {limit}"""
+ WHERE letter.consumer = CAST($1 AS text) AND letter.replay ORDER BY letter.id LIMIT 1"""
 
 _DEAD: Final = """\
 SELECT {letter}, letter.position, letter.attempts::text, letter.error,
@@ -107,6 +128,10 @@ _DROP: Final = "DELETE FROM {schema}.consumers WHERE name = CAST($1 AS text) RET
 
 
 _NOWHERE: Final = Instant(0, Snapshot(0))  # dead letters bring the cursors that they had
+
+
+class Dropped(EventLogError):
+    """There is no such consumer any more."""
 
 
 class Entry(NamedTuple):
@@ -162,12 +187,18 @@ class Ledger:
         return f"{_space(self.schema)}, pg_catalog.hashtext({literal(self.name)})"
 
     def try_turn(self) -> Script[bool]:
-        """Become the one who works, if nobody is."""
+        """Become the one who works, if nobody is.
+
+        From then on the server notices a client whose network is gone, and lets others work.
+        """
         [(got,)] = yield Query(f"SELECT pg_catalog.pg_try_advisory_lock({self.turn})::text", ())
+        if got == "true":
+            yield Query(_NOTICE_DEATH, ())
         return got == "true"
 
     def end_turn(self) -> Script[None]:
-        """Let others work."""
+        """Let others work; leaves the session as it was."""
+        yield Query(_AS_BEFORE, ())
         yield Query(f"SELECT pg_catalog.pg_advisory_unlock({self.turn})::text", ())
 
     def enter(self, channels: Sequence[str], position: Position) -> Script[None]:
@@ -186,11 +217,18 @@ class Ledger:
         """Lock its row, and read it.
 
         Raises:
-            EventLogError: If it has been dropped.
+            Dropped: If it is not there any more.
         """
-        rows = yield self._query(_TAKE, self.name)
+        return self._read(" FOR UPDATE")
+
+    def look(self) -> Script[Entry]:
+        """Read its row as it is committed, and wait for nobody; otherwise as `take`."""
+        return self._read("")
+
+    def _read(self, lock: str) -> Script[Entry]:
+        rows = yield self._query(_TAKE, self.name, lock=lock)
         if not rows:
-            raise EventLogError(f"the consumer {self.name!r} has been dropped")
+            raise Dropped(f"the consumer {self.name!r} has been dropped")
         position, attempts, size, wait, replays = rows[0]
         return Entry(
             decode(position or ""),
@@ -215,12 +253,14 @@ class Ledger:
 
     def bury(self, event: Event[str], attempts: int, error: str) -> Script[None]:
         """Set an event aside."""
-        parameters = (self.name, str(event.id), str(event.cursor), str(attempts), error)
-        yield self._query(_BURY, *parameters)
+        headers = json.dumps(event.headers) if event.headers else None
+        texts = array([event.channel, event.key, event.payload, headers])
+        parameters = (self.name, texts, event.created_at.isoformat(), str(event.cursor), error)
+        yield self._query(_BURY, *parameters, id=str(event.id), attempts=str(attempts))
 
-    def replayed(self, limit: int) -> Script[list[Event[str]]]:
-        """The dead letters that are to be tried again."""
-        rows = yield self._query(_REPLAYED, self.name, letter=_LETTER, limit=str(limit))
+    def replayed(self) -> Script[list[Event[str]]]:
+        """The next of the dead letters that are to be tried again; alone, as others may fail."""
+        rows = yield self._query(_REPLAYED, self.name, letter=_LETTER)
         return _letters(rows)
 
     def rebury(self, events: Sequence[Event[str]], error: str) -> Script[None]:
@@ -237,6 +277,11 @@ class Ledger:
         every = "true" if ids is None else "false"
         rows = yield self._query(_REPLAY, self.name, _ids(ids or ()), all=every)
         return len(rows)
+
+    def tell(self) -> Script[None]:
+        """Wake the one who works, of whichever process, once the transaction is committed."""
+        channel = literal(log_channel(self.schema))
+        yield Query(f"SELECT pg_catalog.pg_notify({channel}, '*')::text", ())
 
     def dead(self) -> Script[list[DeadLetter]]:
         """All dead letters."""

@@ -14,6 +14,8 @@ from pgnotifybus.log import retention
 
 _INTERVAL: Final = 60.0
 _SHORTEST: Final = 1.0
+IDLE: Final = 300.0
+"""The most seconds between two looks, where the last ones found nothing to do."""
 
 
 class Maintenance:
@@ -31,7 +33,7 @@ class Maintenance:
                 # Spread out, so that of many processes one does it and the others find it done.
                 await asyncio.sleep(interval * (0.75 + random.random() / 2))
                 try:
-                    keep = await self._once()
+                    interval = await self._once(interval)
                 except ServerError as error:
                     if error.for_good:
                         observe.logger.info("pruning the event log is left to others: %s", error)
@@ -40,20 +42,21 @@ class Maintenance:
                 except (LinkError, FatalLinkError) as error:
                     observe.logger.debug("pruning the event log failed: %s", error)
                     interval = _INTERVAL
-                else:
-                    interval = _INTERVAL if keep is None else min(_INTERVAL, keep / 10)
-                    interval = max(interval, _SHORTEST)
         finally:
             await self._side.close()
 
-    async def _once(self) -> float | None:
+    async def _once(self, interval: float) -> float:
+        """Do what there is to do; the seconds until the next look, if these were the last."""
         async with self._side.use() as runner:
             due = await retention.due(runner, self._schema)
             if due.new or due.old:
                 await retention.cut(runner, self._schema)
         if due.old:
             await prune(self._side, self._schema)
-        return due.keep_seconds
+        longest = _INTERVAL if due.new or due.old else min(2 * max(interval, _INTERVAL / 2), IDLE)
+        if due.keep_seconds is not None:
+            longest = min(longest, due.keep_seconds / 10)
+        return max(longest, _SHORTEST)
 
 
 async def prune(side: SideLink, schema: str) -> int:

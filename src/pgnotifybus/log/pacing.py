@@ -11,11 +11,12 @@ from typing import Final, TypeVar
 
 from pgnotifybus import observe
 from pgnotifybus.core.backoff import Backoff
-from pgnotifybus.core.load import Load
+from pgnotifybus.core.load import Belief, Load
 from pgnotifybus.core.names import literal, log_channel, quote
 from pgnotifybus.core.pacemaker import REST, Pacemaker, Stage
 from pgnotifybus.core.position import Instant, last_era
 from pgnotifybus.core.snapshot import Snapshot
+from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
 from pgnotifybus.errors import FatalLinkError, LinkError, LinkLost
 from pgnotifybus.links.base import Connector, Link, ServerError
@@ -26,7 +27,7 @@ from pgnotifybus.schema.ddl import awake_lock
 
 T = TypeVar("T")
 
-POLL: Final = 0.004
+POLL: Final = 0.008
 """The seconds between two looks while awake."""
 _STATEMENT: Final = 4.0
 """The seconds that a statement may take."""
@@ -76,6 +77,7 @@ class Pacing:
         )
         self._channel = literal(log_channel(schema))
         self._seen: Instant | None = None
+        self._plans = Plans()
         self.polls = 0
 
     async def run(self) -> None:
@@ -87,7 +89,10 @@ class Pacing:
             began = loop.time()
             try:
                 await self._serve(drain_only)
-                backoff.lived(60.0)
+                if not self._wakes.unsure:
+                    backoff.lived(60.0)
+                else:  # another is in office, and has not said yet how it is
+                    await self._until_sure(backoff.next_delay())
             except (ServerError, LinkError, FatalLinkError) as error:
                 # Others may know by now that there was a pacemaker: one of us takes over.
                 backoff.lived(loop.time() - began)
@@ -101,7 +106,6 @@ class Pacing:
         while True:
             wakes.changed.clear()
             if wakes.unsure:
-                wakes.unsure = False
                 return True
             silent_for = wakes.check_in()
             if wakes.belief != "asleep" and silent_for <= 0:
@@ -113,6 +117,14 @@ class Pacing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await wakes.changed.wait()
+
+    async def _until_sure(self, seconds: float) -> None:
+        """Wait, unless it is heard meanwhile how the pacemaker is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._wakes.unsure:
+                    self._wakes.changed.clear()
+                    await self._wakes.changed.wait()
 
     async def _serve(self, drain_only: bool) -> None:
         """Be the pacemaker for as long as one is wanted."""
@@ -152,29 +164,26 @@ class Pacing:
                     self._emit(observe.PacemakerChanged("awake"))
                     load = Load(loop.time())
                     pacemaker = pacemaker.acquired()
+                    self._wakes.unsure = False
                 case Stage.POLL:
-                    if await self._poll(link):
+                    if await self._poll(link, "awake"):
                         load.note(loop.time())
                     sleepy = load.quiet(loop.time())
                     pacemaker = pacemaker.polled(sleepy=sleepy)
                     if not sleepy:
                         await asyncio.sleep(POLL)
                 case Stage.RELEASE:
-                    silence = _SILENCE.format(milliseconds=int(3 * _LONGEST_PAUSE * 1000))
-                    unlock = f"SELECT pg_catalog.pg_advisory_unlock({awake_lock(self._schema)})"
-                    await _bounded(link, link.execute(f"{silence}; {unlock}"))
+                    if not pacemaker.drain_only:
+                        await self._release(link)
                     await self._tell(link, announce("draining"))
                     self._emit(observe.PacemakerChanged("draining"))
                     pacemaker = pacemaker.released()
                 case Stage.MARK:
                     marked = await _bounded(link, run(reading.look(self._schema), link))
-                    if self._seen is None or pacemaker.quiet_run:
-                        self._seen = marked.now
                     drains_since = loop.time()
                     pacemaker = pacemaker.marked(marked.now.snapshot.running)
                 case Stage.DRAIN:
-                    if await self._poll(link):
-                        load.note(loop.time())
+                    await self._poll(link, "draining")
                     assert self._seen is not None
                     wanted = self._may_be_awake and self._wakes.busy()
                     pacemaker = pacemaker.drained(self._seen.snapshot, wanted=wanted)
@@ -189,6 +198,7 @@ class Pacing:
                     sql = f"SELECT pg_catalog.pg_advisory_unlock({self._office})"
                     await _bounded(link, link.execute(sql))
                     pacemaker = pacemaker.resigned()
+                    self._wakes.unsure = False
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless it is wanted awake meanwhile."""
@@ -199,16 +209,22 @@ class Pacing:
                     await self._wakes.changed.wait()
                     self._wakes.changed.clear()
 
-    async def _poll(self, link: Link) -> bool:
+    async def _release(self, link: Link) -> None:
+        """Let writers notify for themselves, and the session be idle for longer again."""
+        silence = _SILENCE.format(milliseconds=int(3 * _LONGEST_PAUSE * 1000))
+        unlock = f"SELECT pg_catalog.pg_advisory_unlock({awake_lock(self._schema)})"
+        await _bounded(link, link.execute(f"{silence}; {unlock}"))
+
+    async def _poll(self, link: Link, belief: Belief) -> bool:
         """Tell all what is new since the last look; whether anything is."""
         assert self._seen is not None
         era, snapshot = self._seen
         sql = _CHANNELS.format(schema=quote(self._schema), era=era, last_era=last_era(era))
-        rows = await _bounded(link, link.fetch(sql, str(snapshot)))
+        rows = await _bounded(link, self._plans.over(link).fetch(sql, str(snapshot)))
         self.polls += 1
         channels = [channel for channel, _ in rows if channel is not None]
         if channels:
-            await self._tell(link, found(channels))
+            await self._tell(link, found(channels, belief))
         [now] = [text for _, text in rows if text is not None]
         self._seen = Instant(era, Snapshot.parse(now))
         return bool(channels)

@@ -35,6 +35,7 @@ from pgnotifybus.errors import CursorExpired, EpochMismatch, LinkLost, SchemaMis
 from pgnotifybus.links.base import Rows
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.event import NO_HEADERS, Event
+from pgnotifybus.log.start import Start
 
 WINDOW: Final = 100_000
 """How many ids one statement looks at, whether they are of the channels or not."""
@@ -80,7 +81,7 @@ UNION ALL
          SELECT * FROM {schema}.events AS new
           WHERE new.era > {since_era} AND new.era <= {last_era}
             AND {channels}) AS new
-  WHERE {until}
+  WHERE {until} AND {time}
   ORDER BY new.id + 0 LIMIT {limit}) AS new) AS new WHERE {bounded} ORDER BY new.id)"""
 
 _NEXT_PAGE: Final = """\
@@ -100,10 +101,11 @@ _BOUNDED: Final = f"new.running - pg_catalog.octet_length(new.payload) < {PAGE_B
 
 _SEES: Final = "pg_catalog.pg_visible_in_snapshot(new.xid, CAST(CAST(${} AS text) AS pg_snapshot))"
 
-_SINCE_TIME: Final = """\
-SELECT pg_catalog.min(new.id)::text FROM {schema}.events AS new
- WHERE new.created_at >= CAST('epoch' AS timestamptz) + {time} * interval '1 microsecond'"""
-
+# Whatever was seen by the snapshot of a segment was appended before that was closed.
+_BEFORE: Final = """\
+SELECT segment.era::text, segment.snapshot::text FROM {schema}.segments AS segment
+ WHERE segment.closed_at < CAST('epoch' AS timestamptz) + {time} * interval '1 microsecond'
+ ORDER BY segment.id DESC LIMIT 1"""
 
 _LAG: Final = """\
 SELECT pg_catalog.count(*)::text,
@@ -234,11 +236,38 @@ def read(
         SchemaMissing: If the log is not there.
         LinkLost: If the server is a standby.
     """
-    if position.until is None and (position.since is None or position.time is not None):
-        return (yield from _read_from_id(schema, position, channels, limit, target))
     if position.until is not None:
         return (yield from _next_page(schema, position, channels, limit))
-    return (yield from _first_page(schema, position, channels, limit, target))
+    if position.since is not None:
+        return (yield from _first_page(schema, position, channels, limit, target))
+    if target is None:
+        here = yield from look(schema)
+        here.check(position)
+        target = here.now
+    way = position.on_the_way(target, 0)
+    return (yield from _next_page(schema, way, channels, limit))
+
+
+def begin(schema: str, start: Start) -> Script[Position]:
+    """The position of what was passed as `after`.
+
+    Raises:
+        EpochMismatch, CursorExpired: If it is a cursor from which one cannot go on.
+        SchemaMissing, LinkLost: As for `read`.
+    """
+    here = yield from look(schema)
+    if start.cursor is not None:
+        here.check(start.cursor.position)
+        return start.cursor.position
+    if start.is_now:
+        return behind(here.epoch, here.now)
+    since = here.oldest.since
+    if start.microseconds is not None:
+        rows = yield Query(_BEFORE.format(schema=quote(schema), time=start.microseconds), ())
+        for era, snapshot in rows:
+            if here.knows(int(era or 0)):
+                since = Instant(int(era or 0), Snapshot.parse(snapshot or ""))
+    return here.oldest._replace(since=since, time=start.microseconds)
 
 
 def lag(schema: str, position: Position, channels: Collection[str]) -> Script[Lag]:
@@ -280,30 +309,6 @@ SELECT pg_catalog.pg_logical_emit_message(true, 'pgnotifybus', ''); COMMIT"""
 # -- inside ---------------------------------------------------------------------------------------
 
 
-def _read_from_id(
-    schema: str,
-    position: Position,
-    channels: Collection[str],
-    limit: int,
-    target: Instant | None,
-) -> Script[Page]:
-    """Read from the oldest event on, or the oldest that is not too old."""
-    after = 0
-    if position.time is not None:
-        query = _SINCE_TIME.format(schema=quote(schema), time=position.time)
-        [(first,)] = yield Query(query, ())
-        after = int(first) - 1 if first is not None else -1
-    if target is None or after == -1:
-        here = yield from look(schema)
-        here.check(position)
-        if after == -1:  # whatever is written from now on is written later than that
-            instant = target or here.now
-            return Page(here, [], position, instant, behind(here.epoch, instant), False)
-        target = here.now
-    way = position.on_the_way(target, after)
-    return (yield from _next_page(schema, way, channels, limit))
-
-
 def _first_page(
     schema: str,
     position: Position,
@@ -327,6 +332,7 @@ def _first_page(
             last_era=last_era(since_era),
             channels=_CHANNELS,
             until=until,
+            time="true" if position.time is None else _not_before(position.time),
             limit=limit,
             running=_RUNNING,
             bounded=_BOUNDED,

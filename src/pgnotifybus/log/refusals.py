@@ -24,10 +24,10 @@ def grants(schema: str) -> str:
     name = quote(schema)
     return (
         f"GRANT USAGE ON SCHEMA {name} to the role; to append, GRANT INSERT, SELECT ON "
-        f"{name}.events; to follow, GRANT SELECT ON {name}.events, {name}.log; to consume, also "
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.consumers, {name}.dead_letters; to prune, "
-        f"GRANT SELECT, DELETE ON {name}.events, GRANT SELECT, INSERT, DELETE ON {name}.segments "
-        f"and GRANT SELECT, UPDATE ON {name}.log"
+        f"{name}.events; to follow, GRANT SELECT ON {name}.events, {name}.log, {name}.segments; to "
+        f"consume, also GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.consumers, "
+        f"{name}.dead_letters; to prune, GRANT SELECT, DELETE ON {name}.events, GRANT SELECT, "
+        f"INSERT, DELETE ON {name}.segments and GRANT SELECT, UPDATE ON {name}.log"
     )
 
 

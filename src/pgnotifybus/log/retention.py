@@ -23,9 +23,9 @@ _EVENT_BYTES: Final = 150
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
-_TURN: Final = """\
-SELECT pg_catalog.pg_try_advisory_xact_lock(
-         pg_catalog.hashtext('pgnotifybus log prune'), pg_catalog.hashtext({name}))::text"""
+_KEY: Final = "pg_catalog.hashtext('pgnotifybus log prune'), pg_catalog.hashtext({name})"
+_TRY_TURN: Final = f"SELECT pg_catalog.pg_try_advisory_xact_lock({_KEY})::text"
+_AWAIT_TURN: Final = f"SELECT (pg_catalog.pg_advisory_xact_lock({_KEY}) IS NOT NULL)::text"
 
 # Eras of other servers come first, whatever their number: those events were there before all.
 _IS_NEW: Final = """\
@@ -44,8 +44,8 @@ SELECT (EXISTS (SELECT 1 FROM {schema}.events
                       AND new.xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(last.snapshot)
                                                  FROM last))))::text,
        EXISTS (SELECT 1 FROM {schema}.segments AS segment
-                WHERE segment.closed_at
-                      < pg_catalog.now() - log.keep_seconds * interval '1 second')::text,
+                WHERE segment.closed_at <= pg_catalog.clock_timestamp()
+                                           - log.keep_seconds * interval '1 second')::text,
        (coalesce((SELECT pg_catalog.sum(segment.bytes) FROM {schema}.segments AS segment), 0)
         > log.keep_bytes)::text,
        log.keep_seconds::text
@@ -76,7 +76,7 @@ kept AS MATERIALIZED (
 total AS MATERIALIZED (SELECT pg_catalog.sum(bytes) AS bytes FROM kept),
 gone AS MATERIALIZED (
   SELECT kept.* FROM kept, log, total
-   WHERE kept.closed_at < pg_catalog.now() - {age}
+   WHERE kept.closed_at <= pg_catalog.clock_timestamp() - {age}
       OR (total.bytes > log.keep_bytes AND kept.later + kept.bytes > log.keep_bytes)
    ORDER BY kept.id DESC LIMIT 1
 ),
@@ -119,7 +119,9 @@ async def due(runner: Runner, schema: str) -> Due:
     return Due(new == "true", aged == "true" or large == "true", keep)
 
 
-async def cut(runner: Runner, schema: str, *, older_than: float | None = None) -> bool:
+async def cut(
+    runner: Runner, schema: str, *, older_than: float | None = None, wait: bool = False
+) -> bool:
     """Close a segment, and raise the floor over those that need not be kept.
 
     Args:
@@ -127,9 +129,10 @@ async def cut(runner: Runner, schema: str, *, older_than: float | None = None) -
         schema: The schema of the log.
         older_than: Keep what could be read so many seconds ago or later, whatever the retention
             says; None for the retention.
+        wait: Whether to wait while somebody else does it.
 
     Returns:
-        Whether it was our turn: False while somebody else does it.
+        Whether it was done: False if somebody else is doing it.
     """
     name = quote(schema)
     age = "log.keep_seconds * interval '1 second'"
@@ -137,7 +140,8 @@ async def cut(runner: Runner, schema: str, *, older_than: float | None = None) -
         age = f"{older_than!r} * interval '1 second'"
     await runner.execute(_BEGIN)
     try:
-        [(ours,)] = await runner.fetch(_TURN.format(name=literal(schema)))
+        turn = _AWAIT_TURN if wait else _TRY_TURN
+        [(ours,)] = await runner.fetch(turn.format(name=literal(schema)))
         if ours == "true":
             await runner.execute(
                 _CLOSE_SEGMENT.format(schema=name, event_bytes=_EVENT_BYTES, is_new=_IS_NEW)

@@ -21,6 +21,7 @@ from pgnotifybus import observe
 from pgnotifybus.broadcast import Receiver, Shared
 from pgnotifybus.core.backoff import Backoff
 from pgnotifybus.core.position import Instant, Position, behind
+from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, EventLogError, FatalLinkError, LinkError, PgNotifyBusError
@@ -32,7 +33,7 @@ from pgnotifybus.log.wakes import Wakes
 
 PAGE: Final = 500
 """The most events in a batch."""
-IDLE: Final = 60.0
+IDLE: Final = 90.0
 """The seconds after which is looked, although nothing was heard."""
 _FLUSH_WAITS: Final = (0.001, 0.002, 0.004)
 
@@ -90,6 +91,7 @@ class Tail:
         self._listener = wakes.join(())
         self._position: Position | None = None
         self._closed = False
+        self._plans = Plans()
         self.reads = 0
 
     async def join(self, channels: Collection[str]) -> Seat:
@@ -187,7 +189,7 @@ class Tail:
         script = reading.read(self._schema, self._position, self._listener.channels, PAGE)
         async with self._side.use() as runner:
             self.reads += 1
-            page = await run(script, runner)
+            page = await run(script, self._plans.over(runner))
             needed = bool(page.rows or joiners)
             if fresh and not await self._durable(runner, page.here, write=needed):
                 return False  # nothing is lost by going on from where it was

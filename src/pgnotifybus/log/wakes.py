@@ -33,7 +33,8 @@ class Wakes:
         self.heard_at = clock()
         """When anything was last heard, but for writers."""
         self.unsure = True
-        """Whether there may have been a pacemaker of which nothing was heard."""
+        """Whether there may have been a pacemaker of which nothing was heard. Until there is word
+        of one, or this process has drained itself."""
         self.changed = asyncio.Event()
         """Set when a pacemaker might be wanted."""
 
@@ -73,10 +74,12 @@ class Wakes:
 
     def believe(self, belief: Belief) -> None:
         """Take note of how the pacemaker is."""
+        if belief == self.belief and not self.unsure:
+            return
         if belief != self.belief:
-            self.belief = belief
             self.believed_since = self._clock()
-            self.changed.set()
+        self.belief, self.unsure = belief, False
+        self.changed.set()
 
     def busy(self) -> bool:
         """Whether writers notify so often that a pacemaker were cheaper."""

@@ -4,8 +4,8 @@
 
     +orders                 a writer has appended to this channel, and nobody else will tell
     *                       somebody has appended something
-    ["orders", "jobs"]      the pacemaker has seen new events on these channels
-    !awake  !draining  !asleep      how the pacemaker is from now on
+    !awake  !draining  !asleep      how the pacemaker is; there may be something new anywhere
+    !awake ["orders", "jobs"]       the same, and where it has seen something new
 """
 
 from __future__ import annotations
@@ -38,13 +38,8 @@ def understand(payload: str) -> Word:
     """Read a notification; one that nobody of us has sent may mean anything."""
     if payload.startswith("+"):
         return Word((payload[1:],), from_writer=True)
-    if payload.startswith("["):
-        try:
-            channels = json.loads(payload)
-        except ValueError:
-            return Word(None)
-        return Word(channels) if isinstance(channels, list) else Word(None)
-    return Word(None, belief=_BELIEFS.get(payload))
+    state, _, news = payload.partition(" ")
+    return Word(_channels(news) if news else None, belief=_BELIEFS.get(state))
 
 
 def announce(belief: Belief) -> str:
@@ -52,7 +47,16 @@ def announce(belief: Belief) -> str:
     return f"!{belief}"
 
 
-def found(channels: Collection[str]) -> str:
+def found(channels: Collection[str], belief: Belief) -> str:
     """What a pacemaker says of new events."""
     text = json.dumps(sorted(channels), ensure_ascii=False, separators=(",", ":"))
-    return text if len(text.encode()) <= MAX_PAYLOAD_BYTES else "*"
+    word = f"{announce(belief)} {text}"
+    return word if len(word.encode()) <= MAX_PAYLOAD_BYTES else announce(belief)
+
+
+def _channels(text: str) -> list[str] | None:
+    try:
+        channels = json.loads(text)
+    except ValueError:
+        return None
+    return channels if isinstance(channels, list) else None

@@ -19,7 +19,6 @@ RELATIONS: Final = (
     "log",
     "events",
     "events_era_xid",
-    "events_created_at",
     "segments",
     "consumers",
     "dead_letters",
@@ -66,7 +65,8 @@ BEGIN
   IF known <> '' THEN
     RETURN known::bigint;
   END IF;
-  SELECT ((pg_catalog.hashtextextended(system.system_identifier || ' ' || database.oid, 0)
+  SELECT ((pg_catalog.hashtextextended(
+             system.system_identifier::text || ' ' || database.oid::text, 0)
            & 9223372036854775807) >> {bits} << {bits})
          | ('x' || pg_catalog.substr(
              pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::bigint
@@ -86,16 +86,15 @@ _EVENTS: Final = """\
 CREATE TABLE IF NOT EXISTS {schema}.events (
   xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  era bigint NOT NULL DEFAULT {schema}.era(),
+  era bigint NOT NULL,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   channel text NOT NULL CHECK (pg_catalog.octet_length(channel) BETWEEN 1 AND 63),
   key text,
   payload text NOT NULL,
   headers jsonb
 );
-ALTER TABLE {schema}.events ALTER COLUMN era SET DEFAULT {schema}.era();
+ALTER TABLE {schema}.events ALTER COLUMN era SET DEFAULT {era};
 CREATE INDEX IF NOT EXISTS events_era_xid ON {schema}.events (era, xid);
-CREATE INDEX IF NOT EXISTS events_created_at ON {schema}.events USING brin (created_at);
 
 -- One row: which log this is, how long events are kept, and what has been deleted already.
 CREATE TABLE IF NOT EXISTS {schema}.log (
@@ -115,7 +114,7 @@ CREATE TABLE IF NOT EXISTS {schema}.segments (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   era bigint NOT NULL,
   snapshot pg_snapshot NOT NULL,
-  closed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  closed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   events bigint NOT NULL,
   bytes bigint NOT NULL,
   last_id bigint NOT NULL
@@ -152,6 +151,10 @@ CREATE TABLE IF NOT EXISTS {schema}.dead_letters (
 
 """
 
+# Without a call of PL/pgSQL for each row, where the session knows it already.
+_THIS_ERA: Final = """\
+coalesce(nullif(pg_catalog.current_setting('pgnotifybus.era', true), '')::bigint, {schema}.era())"""
+
 # Both locks in one expression: between two statements the session could be interrupted, and keep
 # the lock. CASE, as the order in which AND looks at its arguments is not promised.
 _WAKE: Final = """\
@@ -159,18 +162,19 @@ _WAKE: Final = """\
 CREATE OR REPLACE FUNCTION {schema}.wake(channel text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql AS $function$
 BEGIN
-  IF pg_catalog.current_setting('pgnotifybus.wake', true) = 'off' THEN
-    RETURN;
-  END IF;
-  IF (CASE WHEN pg_catalog.pg_try_advisory_lock_shared({lock})
-           THEN pg_catalog.pg_advisory_unlock_shared({lock}) ELSE false END)
-  THEN
-    PERFORM pg_catalog.pg_notify({wake}, coalesce('+' || $1, '*'));
-  END IF;
+  {tell}
 END
 $function$;
 
 """
+
+_TELL: Final = """\
+IF pg_catalog.current_setting('pgnotifybus.wake', true) IS DISTINCT FROM 'off'
+     AND (CASE WHEN pg_catalog.pg_try_advisory_lock_shared({lock})
+               THEN pg_catalog.pg_advisory_unlock_shared({lock}) ELSE false END)
+  THEN
+    PERFORM pg_catalog.pg_notify({wake}, coalesce('+' || $1, '*'));
+  END IF;"""
 
 _APPEND: Final = """\
 -- Add an event, in the caller's transaction; answers its id.
@@ -186,7 +190,7 @@ BEGIN
   END IF;
   INSERT INTO {schema}.events (channel, payload, key, headers)
   VALUES ($1, $2, $3, $4) RETURNING events.id INTO new_id;
-  PERFORM {schema}.wake($1);
+  {tell}
   RETURN new_id;
 END
 $function$;
@@ -240,6 +244,8 @@ def create(schema: str, *, remark: str, payload_seconds: int, event_bytes: int) 
     tag = "function"
     while f"${tag}$" in schema:
         tag += "_"
+    lock = awake_lock(schema)
+    wake = literal(log_channel(schema))
     parts = _PAYLOADS + _ERA + _EVENTS + _WAKE + _APPEND + _COMMENT
     return parts.replace("$function$", f"${tag}$").format(
         schema=quote(schema),
@@ -247,8 +253,8 @@ def create(schema: str, *, remark: str, payload_seconds: int, event_bytes: int) 
         keep_seconds=KEEP_SECONDS,
         limit=event_bytes,
         bits=TIMELINE_BITS,
-        lock=awake_lock(schema),
-        wake=literal(log_channel(schema)),
+        era=_THIS_ERA.format(schema=quote(schema)),
+        tell=_TELL.format(lock=lock, wake=wake),
         remark=remark,
     )
 
