@@ -1,4 +1,4 @@
-"""The command line: listen, notify, schema, trigger and the demo. Layer: cli, the outermost.
+"""The command line: listen, notify, schema, trigger, log and the demo. Layer: cli, the outermost.
 
 ::
 
@@ -17,6 +17,7 @@
     progress  how far it is, on a terminal
     schema    pgnotifybus schema
     trigger   pgnotifybus trigger
+    log       pgnotifybus log
     options   options that commands share
     demo      pgnotifybus demo
 """

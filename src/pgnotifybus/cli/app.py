@@ -17,6 +17,7 @@ from pgnotifybus.cli import schema as schemas
 from pgnotifybus.cli import secrecy
 from pgnotifybus.cli import stream as streaming
 from pgnotifybus.cli import trigger as triggering
+from pgnotifybus.cli.log import commands as logs
 from pgnotifybus.cli.options import (
     EXIT_CODES,
     SERVER,
@@ -261,6 +262,7 @@ def notify(
 
 app.add_typer(schemas.commands, name="schema")
 app.add_typer(triggering.commands, name="trigger")
+app.add_typer(logs.commands, name="log")
 
 
 @app.command(epilog=EXIT_CODES)
