@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-publish clean
+.PHONY: help demo test check format bench bench-publish bench-log clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -46,6 +46,9 @@ bench: $(VENV)/.dev ## Measure receiving against the bare drivers (ARGS="--quick
 
 bench-publish: $(VENV)/.dev ## Measure sending, and what it costs those who write beside it
 	@$(BIN)/python -m benches.publishing $(ARGS)
+
+bench-log: $(VENV)/.dev ## Measure the event log: what it costs those who write, how fast it is read
+	@$(BIN)/python -m benches.event_log $(ARGS)
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

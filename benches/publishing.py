@@ -181,12 +181,24 @@ async def publish_at(dsn: str, rate: float) -> None:
         )
 
 
-def pgbench(program: Path, dsn: str, script: str, seconds: float) -> float:
+def pgbench(
+    program: Path, dsn: str, script: str, seconds: float, connections: int = WRITERS
+) -> float:
     """Transactions a second of so many connections that run a script."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "script.sql")
         file.write_text(script)
-        options = ["-n", "-M", "prepared", "-c", str(WRITERS), "-j", "2", "-f", str(file)]
+        options = [
+            "-n",
+            "-M",
+            "prepared",
+            "-c",
+            str(connections),
+            "-j",
+            str(min(2, connections)),
+            "-f",
+            str(file),
+        ]
         done = subprocess.run(
             [program, *options, "-T", str(round(seconds)), dsn],
             check=True,
