@@ -48,7 +48,7 @@ def test_python(block: Block, database18: str, tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text(block.program(database18))
     argv = [sys.executable, "-W", "error", str(path)]
-    with program.running(argv=argv) as running:
+    with program.running(argv=argv, cwd=tmp_path) as running:
         for line, step in zip_longest(block.output, block.steps, fillvalue="-"):
             with doing(step, database18):
                 await_line(running, line)

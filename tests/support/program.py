@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 _TIMEOUT = 15.0  # seconds for whatever is waited for
@@ -135,6 +136,7 @@ def running(
     read_stdout: bool = True,
     argv: Sequence[str] | None = None,
     stdin: int | IO[Any] = subprocess.DEVNULL,
+    cwd: Path | None = None,
 ) -> Iterator[Program]:
     """Start the program; at the end it is killed if it still runs."""
     process = subprocess.Popen(
@@ -143,6 +145,7 @@ def running(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        cwd=cwd,
     )
     try:
         yield Program(process, read_stdout=read_stdout)
