@@ -229,6 +229,32 @@ async def test_a_cancelled_statement_leaves_a_link_that_can_be_aborted(link: Lin
     await link.close()
 
 
+async def test_connecting_that_is_cancelled_leaves_nothing_half_open(driver: Driver) -> None:
+    """Not even while somebody keeps the task, and with it the error and its frames."""
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        while await reader.read(1024):
+            pass
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        source = connector(f"postgresql://nobody@127.0.0.1:{port}/none?sslmode=disable", driver)
+        for opens in (source.connect, source.borrow):
+            accepted.clear()
+            ended.clear()
+            task = asyncio.ensure_future(opens("listener", 10.0))
+            await accepted.wait()
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled()
+            async with asyncio.timeout(5):
+                await ended.wait()
+
+
 async def test_no_timeout_of_the_session_ends_it(database18: str, connect: Connect) -> None:
     """Trap 6: timeouts set for the database or the role must not kill the listener."""
     name = (await execute(database18, "SELECT current_database()"))[0][0]

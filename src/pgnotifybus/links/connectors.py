@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -101,6 +102,10 @@ class PsycopgDsn(OwnConnections):
         kwargs["autocommit"] = True
         try:
             return await psycopg.AsyncConnection.connect(**kwargs)
+        except asyncio.CancelledError as error:
+            # Who keeps the error keeps its frames, and in them a connection that is half open.
+            traceback.clear_frames(error.__traceback__)
+            raise
         except (psycopg.Error, OSError) as error:
             raise connect_failure(
                 self.describe(), str(error), getattr(error, "sqlstate", None)
