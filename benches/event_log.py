@@ -2,11 +2,13 @@
 
 Five questions, each answered by figures of one run:
 
-1. Commits a second of 1, 8 and 32 connections (`pgbench`): a bare INSERT of the same columns; with
-   a `pg_notify` in each; and `append`, while another process follows.
+1. Commits a second of 1, 8 and 32 connections (`pgbench`): a bare INSERT into a table with a
+   primary key; with a `pg_notify` in each; a bare INSERT into the table of events; and `append`,
+   while another process has the log open, and so is the pacemaker; while it also follows, and reads
+   all of it on the same cores; and while nobody has.
 2. Events a second that a follower replays, against the drivers' own cursors over the same rows.
 3. Milliseconds from commit to follower, of one event at a time: against plain NOTIFY.
-4. The same, under the load of 32 writers.
+4. The same under load: of 32 writers that commit 5,000 times a second, and as often as they can.
 5. Queries a second with 1, 100 and 1000 followers, at the same load.
 
 The server waits for its disk (fsync), unlike that of the tests.
@@ -34,6 +36,7 @@ from pgnotifybus.embedded import EmbeddedServer, installations
 
 CONNECTIONS = (1, 8, 32)
 FOLLOWERS = (1, 100, 1000)
+RATES = (5000, None)
 _TABLE = """\
 CREATE TABLE IF NOT EXISTS bare (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, channel text NOT NULL, key text,
@@ -41,6 +44,9 @@ CREATE TABLE IF NOT EXISTS bare (
 )"""
 _INSERT = "INSERT INTO bare (channel, payload) VALUES ('orders', repeat('x', 100))"
 _NOTIFYING = f"WITH new AS ({_INSERT} RETURNING id) SELECT pg_notify('bench', id::text) FROM new"
+_INSERT_EVENT = (
+    "INSERT INTO pgnotifybus.events (channel, payload) VALUES ('orders', repeat('x', 100))"
+)
 _APPEND = "SELECT pgnotifybus.append('orders', repeat('x', 100))"
 _TIMED = "SELECT pgnotifybus.append('orders', extract(epoch FROM clock_timestamp())::text)"
 _COLUMNS = "id, channel, key, payload, headers, created_at"
@@ -103,17 +109,23 @@ def commits(program: Path, dsn: str, seconds: float, rounds: int) -> None:
     """Print commits a second."""
     print(f"\nCommits a second, median of {rounds}")
     print(f"{'connections':>34}" + "".join(f"{count:>16}" for count in CONNECTIONS))
-    found: dict[str, list[float]] = {"bare INSERT": [], "INSERT + NOTIFY": [], "append": []}
+    kinds: dict[str, tuple[str, int | None]] = {  # what is run, and how many follow
+        "bare INSERT": (_INSERT, None),
+        "INSERT + NOTIFY": (_NOTIFYING, None),
+        "INSERT into the events": (_INSERT_EVENT, None),
+        "append, log open elsewhere": (_APPEND, 0),
+        "append, one follows": (_APPEND, 1),
+        "append, log open nowhere": (_APPEND, None),
+    }
+    found: dict[str, list[float]] = {name: [] for name in kinds}
     for connections in CONNECTIONS:
-        samples: dict[str, list[float]] = {name: [] for name in found}
+        samples: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(rounds):
-            samples["bare INSERT"].append(pgbench(program, dsn, _INSERT, seconds, connections))
-            samples["INSERT + NOTIFY"].append(
-                pgbench(program, dsn, _NOTIFYING, seconds, connections)
-            )
-            beside = Beside(dsn)
-            samples["append"].append(pgbench(program, dsn, _APPEND, seconds, connections))
-            beside.end()
+            for name, (script, followers) in kinds.items():
+                beside = None if followers is None else Beside(dsn, followers)
+                samples[name].append(pgbench(program, dsn, script, seconds, connections))
+                if beside is not None:
+                    beside.end()
         for name, figures in samples.items():
             found[name].append(statistics.median(figures))
     for name, row in found.items():
@@ -206,10 +218,11 @@ async def idle(dsn: str, count: int) -> None:
 def loaded(program: Path, dsn: str, seconds: float) -> None:
     """Print how long events take under load, and what followers cost."""
     print(f"\nFrom append to follower, {WRITERS} writers")
-    for count in FOLLOWERS:
-        beside = Beside(dsn, count)
-        rate = pgbench(program, dsn, _TIMED, seconds, WRITERS)
-        print(f"{count:>26} followers  {rate:,.0f} commits a second; {beside.end()}")
+    for rate in RATES:
+        for count in FOLLOWERS:
+            beside = Beside(dsn, count)
+            reached = pgbench(program, dsn, _TIMED, seconds, WRITERS, rate=rate)
+            print(f"{count:>18} followers, {reached:>6,.0f} commits a second:  {beside.end()}")
 
 
 def main() -> None:
@@ -221,7 +234,7 @@ def main() -> None:
     parser.add_argument("--dsn", help=argparse.SUPPRESS)
     parser.add_argument("--follow", type=int, metavar="COUNT", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.follow:
+    if options.follow is not None:
         asyncio.run(follow(options.dsn, options.follow))
         return
     with EmbeddedServer(settings=SETTINGS) as server:

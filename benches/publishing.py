@@ -182,9 +182,17 @@ async def publish_at(dsn: str, rate: float) -> None:
 
 
 def pgbench(
-    program: Path, dsn: str, script: str, seconds: float, connections: int = WRITERS
+    program: Path,
+    dsn: str,
+    script: str,
+    seconds: float,
+    connections: int = WRITERS,
+    *,
+    rate: int | None = None,
 ) -> float:
-    """Transactions a second of so many connections that run a script."""
+    """Transactions a second of so many connections that run a script: as many as they can, or a
+    rate.
+    """
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "script.sql")
         file.write_text(script)
@@ -199,6 +207,8 @@ def pgbench(
             "-f",
             str(file),
         ]
+        if rate is not None:
+            options += ["-R", str(rate)]
         done = subprocess.run(
             [program, *options, "-T", str(round(seconds)), dsn],
             check=True,

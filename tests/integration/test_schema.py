@@ -521,6 +521,13 @@ async def test_only_what_can_be_an_event_is_appended(database18: str) -> None:
     ]:
         with pytest.raises(error):
             await execute(database18, f"SELECT pgnotifybus.append({arguments})")
+        channel, payload = arguments.split(", ")
+        many = f"ARRAY['a', {channel}], ARRAY['x', {payload}], ARRAY[NULL, NULL]::text[]"
+        with pytest.raises(error):
+            await execute(
+                database18,
+                f"SELECT pgnotifybus.append_many({many}, ARRAY[NULL, NULL]::jsonb[])",
+            )
     assert await execute(database18, "SELECT count(*) FROM pgnotifybus.events") == [(0,)]
 
 

@@ -224,6 +224,7 @@ class Pacing:
         self.polls += 1
         channels = [channel for channel, _ in rows if channel is not None]
         if channels:
+            self._wakes.wake(channels)  # our own need not wait until it has come round
             await self._tell(link, found(channels, belief))
         [now] = [text for _, text in rows if text is not None]
         self._seen = Instant(era, Snapshot.parse(now))

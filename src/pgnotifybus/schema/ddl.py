@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pgnotifybus.core.names import literal, log_channel, quote
+from pgnotifybus.core.names import MAX_CHANNEL_BYTES, literal, log_channel, quote
 from pgnotifybus.core.position import TIMELINE_BITS
 
 VERSION: Final = 2
@@ -81,6 +81,7 @@ $function$;
 """
 
 # The transaction id is given before the id, so that nobody who started later has a smaller one.
+# No CHECK: the server prepares it anew for each statement, which costs more than the index does.
 _EVENTS: Final = """\
 -- The event log.
 CREATE TABLE IF NOT EXISTS {schema}.events (
@@ -88,7 +89,7 @@ CREATE TABLE IF NOT EXISTS {schema}.events (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   era bigint NOT NULL,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-  channel text NOT NULL CHECK (pg_catalog.octet_length(channel) BETWEEN 1 AND 63),
+  channel text NOT NULL,
   key text,
   payload text NOT NULL,
   headers jsonb
@@ -184,6 +185,10 @@ CREATE OR REPLACE FUNCTION {schema}.append(
 DECLARE
   new_id bigint;
 BEGIN
+  IF pg_catalog.octet_length($1) NOT BETWEEN 1 AND {channel_limit} THEN
+    RAISE EXCEPTION 'the channel has % bytes, and not 1 to {channel_limit}',
+      pg_catalog.octet_length($1) USING ERRCODE = 'check_violation';
+  END IF;
   IF pg_catalog.octet_length($2) > {limit} THEN
     RAISE EXCEPTION 'the payload has % bytes, and {limit} is the limit', pg_catalog.octet_length($2)
       USING ERRCODE = 'string_data_right_truncation';
@@ -203,7 +208,14 @@ DECLARE
   new_ids bigint[];
   longest integer := (SELECT pg_catalog.max(pg_catalog.octet_length(one.payload))
                         FROM pg_catalog.unnest($2) AS one (payload));
+  odd integer := (SELECT pg_catalog.min(pg_catalog.octet_length(one.channel))
+                    FROM pg_catalog.unnest($1) AS one (channel)
+                   WHERE pg_catalog.octet_length(one.channel) NOT BETWEEN 1 AND {channel_limit});
 BEGIN
+  IF odd IS NOT NULL THEN
+    RAISE EXCEPTION 'a channel has % bytes, and not 1 to {channel_limit}', odd
+      USING ERRCODE = 'check_violation';
+  END IF;
   IF longest > {limit} THEN
     RAISE EXCEPTION 'a payload has % bytes, and {limit} is the limit', longest
       USING ERRCODE = 'string_data_right_truncation';
@@ -252,6 +264,7 @@ def create(schema: str, *, remark: str, payload_seconds: int, event_bytes: int) 
         seconds=payload_seconds,
         keep_seconds=KEEP_SECONDS,
         limit=event_bytes,
+        channel_limit=MAX_CHANNEL_BYTES,
         bits=TIMELINE_BITS,
         era=_THIS_ERA.format(schema=quote(schema)),
         tell=_TELL.format(lock=lock, wake=wake),
