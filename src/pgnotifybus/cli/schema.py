@@ -33,6 +33,7 @@ from pgnotifybus.core.names import SCHEMA, quote
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.links.base import Runner
 from pgnotifybus.links.sources import Connector, Driver
+from pgnotifybus.log.appending import MAX_EVENT_BYTES
 from pgnotifybus.schema.installing import retention_of
 
 T = TypeVar("T")
@@ -92,6 +93,16 @@ EventSizeOption = Annotated[
     ),
 ]
 
+EventLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--event-limit",
+        metavar="SIZE",
+        help="The largest payload of an event: 64kB, 16MB. At first 16MB; without it, as it is.",
+        show_default=False,
+    ),
+]
+
 
 @commands.callback(invoke_without_command=True, epilog=_EPILOG)
 def _schema(context: typer.Context) -> None:
@@ -106,6 +117,7 @@ def _install_command(
     retention: RetentionOption = None,
     event_retention: EventRetentionOption = None,
     event_size: EventSizeOption = None,
+    event_limit: EventLimitOption = None,
     lock_timeout: LockTimeoutOption = 2.0,
     json: ResultOption = False,
     dsn: DsnOption = None,
@@ -120,7 +132,7 @@ def _install_command(
     """
     show_log(verbose)
     with reported() as signals:
-        kept = parsed_kept(retention, event_retention, event_size)
+        kept = parsed_kept(retention, event_retention, event_size, event_limit)
         sql(schema, kept)  # says what is wrong with them before a server is looked for
         with dsns.server(dsn) as place:
             connector = dsns.connects(place, driver_of(driver))
@@ -135,13 +147,14 @@ def _sql_command(
     retention: SqlRetentionOption = None,
     event_retention: EventRetentionOption = None,
     event_size: EventSizeOption = None,
+    event_limit: EventLimitOption = None,
 ) -> None:
     """Print what install runs, for migrations of your own; needs no server.
 
     `pgnotifybus schema sql | psql --single-transaction`
     """
     with reported():
-        kept = parsed_kept(retention, event_retention, event_size)
+        kept = parsed_kept(retention, event_retention, event_size, event_limit)
         typer.echo(sql(schema, kept), nl=False)
 
 
@@ -218,9 +231,15 @@ class Kept(NamedTuple):
     retention: timedelta | None = None
     event_retention: timedelta | Literal["forever"] | None = None
     event_size: int | Literal["unlimited"] | None = None
+    event_limit: int | None = None
 
 
-def parsed_kept(retention: str | None, event_retention: str | None, event_size: str | None) -> Kept:
+def parsed_kept(
+    retention: str | None,
+    event_retention: str | None,
+    event_size: str | None,
+    event_limit: str | None,
+) -> Kept:
     """Understand the options.
 
     Raises:
@@ -232,22 +251,27 @@ def parsed_kept(retention: str | None, event_retention: str | None, event_size: 
         if event_retention == forever
         else parsed_retention(event_retention, "--event-retention", ", or forever")
     )
-    return Kept(parsed_retention(retention), events, parsed_size(event_size))
+    unlimited: Literal["unlimited"] = "unlimited"
+    size = (
+        unlimited
+        if event_size == unlimited
+        else parsed_size(event_size, "--event-size", ", or be unlimited")
+    )
+    limit = parsed_size(event_limit, "--event-limit")
+    return Kept(parsed_retention(retention), events, size, limit)
 
 
-def parsed_size(text: str | None) -> int | Literal["unlimited"] | None:
+def parsed_size(text: str | None, option: str, other: str = "") -> int | None:
     """How many bytes `500MB` or `10GB` are, as PostgreSQL counts them; None if it is not said.
 
     Raises:
         UsageProblem: If it is written in another way.
     """
-    if text is None or text == "unlimited":
-        return text if text is None else "unlimited"
+    if text is None:
+        return None
     found = re.fullmatch(r"([0-9]{1,18})(B|kB|MB|GB|TB)?", text)
     if found is None:
-        raise UsageProblem(
-            f"--event-size must look like 500MB or 10GB, or be unlimited, not {text!r}"
-        )
+        raise UsageProblem(f"{option} must look like 64kB, 500MB or 10GB{other}, not {text!r}")
     return int(found[1]) * int(1024 ** _SIZES.index(found[2] or "B"))
 
 
@@ -292,6 +316,7 @@ def sql(schema: str, kept: Kept) -> str:
             retention=kept.retention or _RETENTION,
             event_retention=kept.event_retention,
             event_size=kept.event_size,
+            event_limit=MAX_EVENT_BYTES if kept.event_limit is None else kept.event_limit,
         )
 
 
@@ -309,6 +334,7 @@ async def install(place: Place, connector: Connector, kept: Kept, lock_timeout: 
             retention=kept.retention,
             event_retention=kept.event_retention,
             event_size=kept.event_size,
+            event_limit=kept.event_limit,
             lock_timeout=lock_timeout,
             driver=place.driver,
         )
