@@ -390,6 +390,28 @@ async def test_a_poisoned_event_is_set_aside_and_the_rest_goes_on(dsn: str, log:
         assert "20" in await done(dsn)
 
 
+async def test_an_event_is_not_blamed_for_another(dsn: str, log: EventLog) -> None:
+    """One that commits late stands in front of the one that has failed, which had a larger id."""
+    async with (
+        await psycopg.AsyncConnection.connect(dsn) as slow,
+        log.consumer("billing", "orders", max_attempts=2, backoff_initial=0.01) as consumer,
+    ):
+        await slow.execute(APPEND.encode(), ["slow"])
+        await append(dsn, "quick")
+        for commits, expected in ((True, "quick"), (False, "slow"), (False, "slow")):
+            assert await consumer.dead_letters() == []
+            with pytest.raises(_Bad):  # noqa: PT012 - the block is what fails
+                async with consumer.batch() as batch:
+                    assert [event.payload for event in batch.events] == [expected]
+                    raise _Bad
+            if commits:
+                await slow.commit()
+        [letter] = await consumer.dead_letters()
+        assert (letter.event.payload, letter.attempts) == ("slow", 2)
+        await consume(consumer, 1)
+        assert await done(dsn) == ["quick"]
+
+
 async def test_it_is_retried_later_and_later(dsn: str, log: EventLog) -> None:
     await append(dsn, "1")
     loop = asyncio.get_running_loop()

@@ -373,11 +373,17 @@ class Consumer:
             )
             return
         [event] = taken.events
-        attempts = entry.attempts + 1
+        # An event that has committed meanwhile may stand in front of the one that failed before.
+        attempts = entry.attempts + 1 if entry.failing == event.id else 1
         if attempts < self._max_attempts:
             wait = min(self._initial * 2.0 ** min(attempts - 1, 60), self._maximum)
             yield from self._ledger.store(
-                entry.position, attempts=attempts, size=1, error=reason, wait=wait
+                entry.position,
+                attempts=attempts,
+                failing=event.id,
+                size=1,
+                error=reason,
+                wait=wait,
             )
             return
         yield from self._ledger.bury(event, attempts, reason)

@@ -51,7 +51,7 @@ UPDATE {schema}.consumers SET channels = CAST(CAST($2 AS text) AS text[])
  WHERE name = CAST($1 AS text) AND channels <> CAST(CAST($2 AS text) AS text[]) RETURNING name"""
 
 _TAKE: Final = """\
-SELECT position, attempts::text, size::text,
+SELECT position, attempts::text, failing::text, size::text,
        greatest(extract(epoch FROM retry_at - pg_catalog.clock_timestamp()), 0)::text,
        EXISTS (SELECT 1 FROM {schema}.dead_letters AS letter
                 WHERE letter.consumer = consumers.name AND letter.replay)::text
@@ -60,7 +60,7 @@ SELECT position, attempts::text, size::text,
 _STORE: Final = """\
 UPDATE {schema}.consumers
    SET position = CAST($2 AS text), attempts = CAST(CAST($3 AS text) AS integer),
-       size = {size}, error = nullif(CAST($4 AS text), ''),
+       failing = {failing}, size = {size}, error = nullif(CAST($4 AS text), ''),
        retry_at = pg_catalog.clock_timestamp()
                   + CAST(CAST($5 AS text) AS float8) * interval '1 second',
        updated_at = pg_catalog.clock_timestamp()
@@ -139,6 +139,8 @@ class Entry(NamedTuple):
 
     position: Position
     attempts: int
+    failing: int | None
+    """Which event has failed so often."""
     size: int | None
     """How many events to try at once; None for as many as are asked for."""
     wait: float
@@ -229,10 +231,11 @@ class Ledger:
         rows = yield self._query(_TAKE, self.name, lock=lock)
         if not rows:
             raise Dropped(f"the consumer {self.name!r} has been dropped")
-        position, attempts, size, wait, replays = rows[0]
+        position, attempts, failing, size, wait, replays = rows[0]
         return Entry(
             decode(position or ""),
             int(attempts or 0),
+            None if failing is None else int(failing),
             None if size is None else int(size),
             float(wait or 0),
             replays == "true",
@@ -243,13 +246,16 @@ class Ledger:
         position: Position,
         *,
         attempts: int = 0,
+        failing: int | None = None,
         size: int | None = None,
         error: str = "",
         wait: float = 0,
     ) -> Script[None]:
         """Write down how far it is."""
         parameters = (self.name, encode(position), str(attempts), error, str(wait))
-        yield self._query(_STORE, *parameters, size="NULL" if size is None else str(size))
+        numbers = {"failing": failing, "size": size}
+        parts = {name: "NULL" if each is None else str(each) for name, each in numbers.items()}
+        yield self._query(_STORE, *parameters, **parts)
 
     def bury(self, event: Event[str], attempts: int, error: str) -> Script[None]:
         """Set an event aside."""

@@ -128,6 +128,7 @@ CREATE TABLE IF NOT EXISTS {schema}.consumers (
   position text NOT NULL,
   updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
   attempts integer NOT NULL DEFAULT 0,
+  failing bigint,
   size integer,
   error text,
   retry_at timestamptz
