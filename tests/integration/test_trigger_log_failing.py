@@ -128,7 +128,7 @@ async def test_an_event_that_is_too_large_aborts_the_write(
 
 async def test_without_the_log_nothing_can_be_written(logged18: Logged, database18: str) -> None:
     await triggers.install(database18, "orders", channel="ch", log=True)
-    await schemas.remove(database18)
+    await execute(database18, "DROP SCHEMA pgnotifybus CASCADE")
     for statement in ("INSERT INTO orders VALUES (1)", "TRUNCATE orders"):
         with pytest.raises(psycopg.Error, match="pgnotifybus"):
             await logged18.connection.execute(statement.encode())

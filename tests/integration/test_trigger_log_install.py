@@ -10,6 +10,7 @@ import pytest
 
 from pgnotifybus import schema as schemas
 from pgnotifybus import triggers
+from pgnotifybus.core.names import quote
 from pgnotifybus.core.trigger_catalog import State
 from pgnotifybus.errors import SchemaError, SchemaMissing
 from pgnotifybus.schema import ddl
@@ -192,7 +193,7 @@ async def test_with_an_older_or_a_newer_log_nothing_is_changed(orders: str) -> N
 
 async def test_a_log_that_has_gone_makes_it_stale(orders: str) -> None:
     await triggers.install(orders, "orders", channel="ch", log=True)
-    await schemas.remove(orders)
+    await execute(orders, "DROP SCHEMA pgnotifybus CASCADE")
     assert await triggers.list(orders) == [replace(PLAIN, state="stale")]
     with pytest.raises(SchemaMissing, match="`pgnotifybus schema install`"):
         await triggers.install(orders, "orders", channel="ch", log=True)
@@ -235,3 +236,39 @@ async def test_arguments_that_cannot_be_are_refused_before_any_io(
         await triggers.install("postgresql://127.0.0.1:1/x", "orders", channel="ch", **wish)
     with pytest.raises(ValueError, match=said):
         await triggers.sql("postgresql://127.0.0.1:1/x", "orders", channel="ch", **wish)
+
+
+# -- the log that they write to -------------------------------------------------------------------
+
+OWN = """\
+CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM {}.append('ch', NEW.id::text); RETURN NULL; END $$;
+CREATE TRIGGER own AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION own()"""
+
+
+@pytest.mark.parametrize("name", ["pgnotifybus", "my log", "a.b"])
+async def test_a_log_that_triggers_append_to_is_not_removed(database18: str, name: str) -> None:
+    """Nobody could write to their tables any more. A trigger of the user's own counts too."""
+    await schemas.install(database18, schema=name)
+    await execute(database18, ORDERS)
+    await triggers.install(database18, "orders", channel="ch", log=True, schema=name)
+    with pytest.raises(SchemaError, match=r"these tables: public\.orders\. Remove the triggers"):
+        await schemas.remove(database18, schema=name)
+    await triggers.remove(database18, "orders")
+    await execute(database18, OWN.format(quote(name)))
+    with pytest.raises(SchemaError, match=r"public\.orders"):
+        await schemas.remove(database18, schema=name)
+    await execute(database18, "DROP FUNCTION own CASCADE")
+    assert await schemas.remove(database18, schema=name)
+
+
+async def test_a_log_of_another_name_is_removed(database18: str) -> None:
+    await schemas.install(database18, schema="log")
+    await execute(database18, f"CREATE SCHEMA my_log; {ORDERS}; {OWN.format('my_log')}")
+    assert await schemas.remove(database18, schema="log")
+
+
+async def test_a_plain_name_is_found_as_well(orders: str) -> None:
+    await execute(orders, OWN.format("pgnotifybus"))
+    with pytest.raises(SchemaError, match=r"public\.orders"):
+        await schemas.remove(orders)

@@ -169,7 +169,7 @@ def _remove_command(
 ) -> None:
     """Drop the tables with all payloads and events, and the schema if nothing else is in it.
 
-    It asks nothing.
+    It asks nothing, but refuses while triggers append to the event log.
     """
     show_log(verbose)
     with reported() as signals:

@@ -45,6 +45,18 @@ SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_depend AS dependency
                 WHERE dependency.refclassid = 'pg_catalog.pg_namespace'::regclass
                   AND space.nspname = CAST($1 AS text))::text"""
 
+# Whoever writes to such a table could not do so any more.
+_APPENDING: Final = """\
+SELECT DISTINCT pg_catalog.format('%I.%I', space.nspname, class.relname) AS name
+  FROM pg_catalog.pg_trigger AS trigger
+  JOIN pg_catalog.pg_proc AS proc ON proc.oid = trigger.tgfoid
+  JOIN pg_catalog.pg_class AS class ON class.oid = trigger.tgrelid
+  JOIN pg_catalog.pg_namespace AS space ON space.oid = class.relnamespace
+ WHERE NOT trigger.tgisinternal
+   AND (pg_catalog.strpos(proc.prosrc, CAST($1 AS text) || '.append') > 0
+        OR proc.prosrc ~ ('\\m' || CAST($2 AS text) || '\\.append'))
+ ORDER BY name"""
+
 
 def sql(
     *,
@@ -172,7 +184,8 @@ async def remove(
         Whether there was anything to remove.
 
     Raises:
-        SchemaError: If the server refuses, or the schema is not ours; nothing is changed.
+        SchemaError: If the server refuses, or the schema is not ours, or triggers append to its
+            event log; nothing is changed.
         ConnectError, FatalLinkError, LinkLost, ValueError: As for `install`.
 
     Cancel safety: it is done wholly or not at all.
@@ -187,6 +200,14 @@ async def remove(
             if not _is_ours(await look_up(runner, schema), schema):  # somebody was quicker
                 await runner.execute("ROLLBACK")
                 return False
+            if appending := await runner.fetch(_APPENDING, quote(schema), re.escape(schema)):
+                await runner.execute("ROLLBACK")
+                names = ", ".join(name or "" for (name,) in appending)
+                raise SchemaError(
+                    f"triggers append to the event log of the schema {schema!r}, and without it "
+                    f"nobody could write to these tables: {names}. Remove the triggers first: "
+                    "`pgnotifybus trigger remove TABLE`, or `await triggers.remove(...)`"
+                )
             await runner.execute(ddl.drop(schema))
             [(others,)] = await runner.fetch(_OTHERS, schema)
             drop = "" if others == "true" else f"DROP SCHEMA {quote(schema)}; "
