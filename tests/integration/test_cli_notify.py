@@ -226,7 +226,7 @@ def test_the_key_may_be_a_field_of_each_line(database18: str) -> None:
     ("bad", "options", "said"),
     [
         (b"ab\xff", (), "line 3 of stdin is not UTF-8: its byte 2 is 0xff"),
-        (b"s3same\0", (), "line 3 of stdin cannot be sent: a payload must not have a NUL"),
+        (b"s3same\0", (), "line 3 of stdin cannot be sent: the payload has a NUL"),
         (b"x" * (16 * 2**20 + 1), (), "line 3 of stdin has over 16777216 bytes"),
         (b"s3same", ("--key-field", "id"), "line 3 of stdin is not a JSON object"),
         (b"[1]", ("--key-field", "id"), "line 3 of stdin is not a JSON object"),

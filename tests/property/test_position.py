@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pgnotifybus.core.position import (
     EPOCH_BYTES,
+    MAX_TIME,
     TIMELINE_BITS,
     Instant,
     Position,
@@ -26,7 +27,7 @@ from pgnotifybus.core.snapshot import MAX_XID, Snapshot
 EPOCH = bytes(range(EPOCH_BYTES))
 SERVER = 0x5A << TIMELINE_BITS
 
-xids = st.integers(0, MAX_XID)
+ids = st.integers(0, 2**63 - 1)
 eras = st.integers(0, 2**63 - 1)
 
 
@@ -34,17 +35,17 @@ eras = st.integers(0, 2**63 - 1)
 def snapshots(draw: st.DrawFn) -> Snapshot:
     end = draw(st.integers(3, MAX_XID))
     span = min(end, 10_000)
-    running = draw(st.sets(st.integers(end - span, end - 1), max_size=20))
+    running = draw(st.sets(st.integers(max(end - span, 1), end - 1), max_size=20))
     return Snapshot(end, tuple(sorted(running)))
 
 
 @st.composite
 def positions(draw: st.DrawFn) -> Position:
     era = draw(eras)
-    since = draw(st.none() | st.builds(Instant, st.integers(0, era), snapshots()))
+    since = draw(st.none() | st.builds(Instant, st.integers(first_era(era), era), snapshots()))
     until = draw(st.none() | st.builds(Instant, st.just(era), snapshots()))
-    after = draw(xids) if until is not None else 0
-    time = draw(st.none() | st.integers(0, MAX_XID))
+    after = draw(ids) if until is not None else 0
+    time = draw(st.none() | st.integers(0, MAX_TIME))
     epoch = draw(st.binary(min_size=EPOCH_BYTES, max_size=EPOCH_BYTES))
     return Position(epoch, era, since, until, after, time)
 
@@ -54,6 +55,30 @@ def test_its_text_is_read_back_and_may_stand_in_a_url(position: Position) -> Non
     text = encode(position)
     assert re.fullmatch(r"[A-Za-z0-9_-]+", text)
     assert decode(text) == position
+
+
+QUIET = Instant(SERVER, Snapshot(20, (11,)))
+BUSY = Instant(SERVER, Snapshot(20))
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        behind(EPOCH, Instant(SERVER, Snapshot(0))),
+        behind(EPOCH, Instant(SERVER, Snapshot(20, (0, 11)))),
+        Position(EPOCH, SERVER, QUIET, Instant(SERVER, Snapshot(0)), 7),
+        Position(EPOCH, SERVER, QUIET, BUSY, 2**63),
+        Position(EPOCH, SERVER, None, time=MAX_TIME + 1),
+        Position(EPOCH, 2**63, None),
+        Position(EPOCH, SERVER, Instant(SERVER - 1, Snapshot(20))),
+        Position(EPOCH, 0, Instant(-1, Snapshot(20))),
+    ],
+    ids=repr,
+)
+def test_a_text_of_what_cannot_be_is_refused(position: Position) -> None:
+    """Made up, sum and all: the server would refuse it, and that would look like a broken log."""
+    with pytest.raises(ValueError, match="as this library writes them"):
+        decode(encode(position))
 
 
 def test_its_text_is_short() -> None:

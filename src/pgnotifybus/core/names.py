@@ -82,24 +82,28 @@ def check_schema(name: str) -> str:
     return name
 
 
-def payload_size(payload: object) -> int:
+def payload_size(payload: object, what: str = "the payload") -> int:
     """How many bytes of UTF-8 a payload has, of any size, if PostgreSQL can store it at all.
+
+    Args:
+        payload: It, or another text that is to be stored.
+        what: What to call it in an error.
 
     Raises:
         TypeError: If it is not a str.
         ValueError: If it has a NUL character or a lone surrogate, which PostgreSQL cannot store.
     """
     if not isinstance(payload, str):
-        raise TypeError(f"a payload must be a str, not {type(payload).__name__}")
+        raise TypeError(f"{what} must be a str, not {type(payload).__name__}")
     if "\0" in payload:
-        raise ValueError("a payload must not have a NUL character: PostgreSQL text cannot hold one")
+        raise ValueError(f"{what} has a NUL character, which PostgreSQL text cannot hold")
     if payload.isascii():
         return len(payload)
     try:
         return len(payload.encode())
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the payload has a lone surrogate at index {error.start} and cannot be sent as UTF-8"
+            f"{what} has a lone surrogate at index {error.start} and cannot be sent as UTF-8"
         ) from None
 
 

@@ -30,11 +30,15 @@ _TIMELINES: Final = 1 << TIMELINE_BITS
 
 EPOCH_BYTES: Final = 8
 
+MAX_TIME: Final = 253_402_300_799_999_999
+"""The last microsecond since 1970 that a `datetime` can have."""
+
 _VERSION: Final = 1
 _SINCE: Final = 1
 _UNTIL: Final = 2
 _TIME: Final = 4
 _MAX_RUNNING: Final = 100_000  # more transactions than any server runs
+_MAX_BIGINT: Final = 2**63 - 1
 
 
 class Instant(NamedTuple):
@@ -143,9 +147,20 @@ def decode(text: str) -> Position:
         until, after = Instant(era, reader.snapshot()), reader.number()
     time = reader.number() if flags & _TIME else None
     position = Position(epoch, era, since, until, after, time)
-    if not reader.at_end or encode(position) != text:
+    if not reader.at_end or not _is_possible(position) or encode(position) != text:
         raise ValueError("it is not as this library writes them")
     return position
+
+
+def _is_possible(position: Position) -> bool:
+    """Whether each part is what PostgreSQL can have; a text can be made up, sum and all."""
+    instants = [each for each in (position.since, position.until) if each is not None]
+    return (
+        max(position.era, position.after) <= _MAX_BIGINT
+        and (position.time or 0) <= MAX_TIME
+        and all(first_era(each.era) == first_era(position.era) for each in instants)
+        and all(min((each.snapshot.end, *each.snapshot.running)) > 0 for each in instants)
+    )
 
 
 class _Reader:
@@ -188,8 +203,6 @@ class _Reader:
         for _ in range(count):  # downwards: those that run are the newest ones
             last -= self.number() + 1
             running.append(last)
-        if last < 0:
-            raise ValueError("it holds a negative transaction id")
         return Snapshot(end, tuple(reversed(running)))
 
 

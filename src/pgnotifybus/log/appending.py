@@ -60,20 +60,15 @@ def new(
             "schema.install(event_limit=...)",
         )
     if key is not None:
-        if not isinstance(key, str):
-            raise TypeError(f"a key must be a str or None, not {type(key).__name__}")
-        try:
-            payload_size(key)
-        except ValueError as error:
-            raise ValueError(f"the key cannot be stored: {error}") from None
+        payload_size(key, "the key")
     text = None
     if headers is not None:
         if not isinstance(headers, Mapping):
             raise TypeError(f"headers must be a mapping, not {type(headers).__name__}")
         text = _as_json(dict(headers), "the headers")
         if "\\u0000" in text.replace("\\\\", ""):
-            raise ValueError("the headers have a NUL character, which jsonb cannot hold")
-        payload_size(text)
+            raise ValueError("a header has a NUL character, which jsonb cannot hold")
+        payload_size(text, "the text of the headers")
     return New(name, payload, key, text, size)
 
 
@@ -120,5 +115,7 @@ def keep_quiet() -> Query:
 def _as_json(value: Any, what: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise ValueError(f"{what} cannot be written as JSON: it is nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{what} cannot be written as JSON: {error}") from None

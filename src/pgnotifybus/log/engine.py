@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, TypeVar
@@ -134,9 +134,6 @@ class Engine:
                 await asyncio.gather(self._reader.close(), self._tail_side.close())
             finally:
                 await self._bus.__aexit__(kind, error, traceback)
-        for task in parts.tasks:
-            if not task.cancelled() and (failure := task.exception()) is not None:
-                raise failure
 
     # -- for followers ----------------------------------------------------------------------------
 
@@ -197,16 +194,31 @@ class Engine:
             connect_timeout=settings.connect_timeout,
             may_be_awake=settings.pacemaker,
         )
-        work = [
-            ("wakes", wakes.run(subscription)),
-            ("tail", tail.run()),
-            ("pacemaker", pacing.run()),
+        work: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("wakes", lambda: wakes.run(subscription)),
+            ("tail", tail.run),
+            ("pacemaker", pacing.run),
         ]
         if settings.prune:
             maintenance = Maintenance(self.side("maintenance"), self._schema)
-            work.append(("maintenance", maintenance.run()))
-        tasks = [loop.create_task(each, name=f"pgnotifybus {name}") for name, each in work]
+            work.append(("maintenance", maintenance.run))
+        tasks = [
+            loop.create_task(self._keep_running(name, run), name=f"pgnotifybus {name}")
+            for name, run in work
+        ]
         return Parts(loop, os.getpid(), wakes, tail, pacing, tasks)
+
+    async def _keep_running(self, part: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a part, and again after an error that nobody foresaw: others wait for its work."""
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            try:
+                return await run()
+            except Exception as error:  # noqa: BLE001 - it is told, and the next turn may do
+                delay = backoff.next_delay()
+                observe.logger.exception("the %s of the event log has failed", part)
+                self._emit(observe.LogDelayed(f"the {part}", error, delay))
+                await asyncio.sleep(delay)
 
     async def _patiently(self, script: Callable[[], Script[R]]) -> R:
         """Run a script over the reader's connection, and again for as long as there is none."""

@@ -21,7 +21,7 @@ from pgnotifybus.links.base import (
 )
 from pgnotifybus.log import reading
 from pgnotifybus.log.cursor import Cursor
-from pgnotifybus.log.event import Event
+from pgnotifybus.log.event import NO_HEADERS, Event, headers_text
 
 _KEEPALIVE: Final = {
     "tcp_keepalives_idle": KEEPALIVE_IDLE,
@@ -259,7 +259,7 @@ class Ledger:
 
     def bury(self, event: Event[str], attempts: int, error: str) -> Script[None]:
         """Set an event aside."""
-        headers = json.dumps(event.headers) if event.headers else None
+        headers = None if event.headers is NO_HEADERS else headers_text(event.headers)
         texts = array([event.channel, event.key, event.payload, headers])
         parameters = (self.name, texts, event.created_at.isoformat(), str(event.cursor), error)
         yield self._query(_BURY, *parameters, id=str(event.id), attempts=str(attempts))

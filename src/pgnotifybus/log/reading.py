@@ -14,7 +14,6 @@ longer one goes on by ids, in statements of bounded length, up to the snapshot o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -31,10 +30,10 @@ from pgnotifybus.core.position import (
 )
 from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.database.queries import Query, Script, array
-from pgnotifybus.errors import CursorExpired, EpochMismatch, LinkLost, SchemaMissing
+from pgnotifybus.errors import CursorExpired, EpochMismatch, EventLogError, LinkLost, SchemaMissing
 from pgnotifybus.links.base import Rows
 from pgnotifybus.log.cursor import Cursor
-from pgnotifybus.log.event import NO_HEADERS, Event
+from pgnotifybus.log.event import NO_HEADERS, Event, Headers
 from pgnotifybus.log.start import Start
 
 WINDOW: Final = 100_000
@@ -465,8 +464,21 @@ def events_of(rows: Rows, start: Position, target: Instant) -> list[Event[str]]:
         rows: Their columns, as the queries here have them; only headers and key may be null.
         start: Where they were read from.
         target: What they were read up to.
+
+    Raises:
+        EventLogError: If one cannot be read.
     """
-    parse, cursor, loads = datetime.fromisoformat, Cursor.on_the_way, json.loads
+    try:
+        return _events_of(rows, start, target)
+    except ValueError as error:
+        raise EventLogError(
+            f"a row of the event log, that `append` has not written, cannot be read: {error}. "
+            "Delete it, or follow after a later place"
+        ) from error
+
+
+def _events_of(rows: Rows, start: Position, target: Instant) -> list[Event[str]]:
+    parse, cursor = datetime.fromisoformat, Cursor.on_the_way
     new = tuple.__new__  # what Event(...) does, without the call
     return [
         new(
@@ -476,7 +488,7 @@ def events_of(rows: Rows, start: Position, target: Instant) -> list[Event[str]]:
                 channel,
                 key,
                 payload,
-                NO_HEADERS if headers is None else loads(headers),
+                NO_HEADERS if headers is None else Headers(headers),
                 parse(f"{created[1:-1]}+00:00"),  # type: ignore[index]
                 cursor(start, target, number),
             ),

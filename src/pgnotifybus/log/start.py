@@ -37,7 +37,7 @@ def start(after: object) -> Start:
         case str():
             return Start(Cursor(after))
         case datetime():
-            if after.tzinfo is None:
+            if after.utcoffset() is None:
                 raise ValueError(
                     f"a point in time needs a time zone: {after!r} has none. Use "
                     "datetime.now(timezone.utc), or .astimezone() for local time"

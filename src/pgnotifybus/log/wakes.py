@@ -50,13 +50,18 @@ class Wakes:
 
     async def run(self, subscription: Subscription) -> None:
         """Hear, until the subscription ends."""
+        self.missed()
         async for item in subscription.events():
             if isinstance(item, Gap):
-                self.unsure = True
-                self.changed.set()
-                self.wake(None)
+                self.missed()
             else:
                 self.hear(item.payload)
+
+    def missed(self) -> None:
+        """Take note that something may not have been heard."""
+        self.unsure = True
+        self.changed.set()
+        self.wake(None)
 
     def hear(self, payload: str) -> None:
         """Take note of one notification."""

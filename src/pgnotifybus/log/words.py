@@ -57,6 +57,8 @@ def found(channels: Collection[str], belief: Belief) -> str:
 def _channels(text: str) -> list[str] | None:
     try:
         channels = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return channels if isinstance(channels, list) else None
+    if isinstance(channels, list) and all(isinstance(each, str) for each in channels):
+        return channels
+    return None

@@ -11,6 +11,9 @@ from pgnotifybus.errors import InvalidChannel, PayloadTooLarge
 from pgnotifybus.log.appending import New, append, append_many, new
 
 LIMIT = 100
+NESTED: list[Any] = []
+for _ in range(5_000):
+    NESTED = [NESTED]
 Arguments = tuple[Any, Any, Any, Any]
 
 
@@ -37,16 +40,19 @@ def test_what_can_be_appended_is_made_text(arguments: Arguments, expected: New) 
         (("", "x", None, None), InvalidChannel, "empty"),
         (("x" * 64, "x", None, None), InvalidChannel, "63"),
         (("a", "x\0", None, None), ValueError, "NUL"),
-        (("a", "\ud800", None, None), ValueError, "surrogate"),
+        (("a", "\ud800", None, None), ValueError, "the payload has a lone surrogate"),
         (("a", "é" * 51, None, None), PayloadTooLarge, "event_limit"),
         (("a", {1, 2}, None, None), TypeError, "the payload cannot be written as JSON"),
         (("a", float("nan"), None, None), ValueError, "the payload cannot be written as JSON"),
-        (("a", "x", 7, None), TypeError, "a key must be a str"),
-        (("a", "x", "\0", None), ValueError, "the key cannot be stored"),
+        (("a", "x", 7, None), TypeError, "the key must be a str"),
+        (("a", "x", "\0", None), ValueError, "the key has a NUL"),
         (("a", "x", None, ["no"]), TypeError, "headers must be a mapping"),
         (("a", "x", None, {"a": object()}), TypeError, "the headers cannot be written"),
-        (("a", "x", None, {"a": "\0"}), ValueError, "the headers have a NUL"),
-        (("a", "x", None, {"a": "\ud800"}), ValueError, "surrogate"),
+        (("a", "x", None, {"a": "\0"}), ValueError, "a header has a NUL"),
+        (("a", "x", "\ud800", None), ValueError, "the key has a lone surrogate"),
+        (("a", NESTED, None, None), ValueError, "the payload cannot .* nested too deeply"),
+        (("a", "x", None, {"a": NESTED}), ValueError, "the headers cannot .* nested too deeply"),
+        (("a", "x", None, {"a": "\ud800"}), ValueError, "the text of the headers has a lone"),
     ],
 )
 def test_what_cannot_is_refused(arguments: Arguments, error: type[Exception], why: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -14,6 +14,16 @@ from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.errors import InvalidCursor
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.start import Start, start
+
+
+class _Nowhere(tzinfo):
+    """A time zone that does not know how far it is from UTC."""
+
+    def utcoffset(self, when: datetime | None) -> None:
+        return None
+
+    dst = tzname = utcoffset
+
 
 INSTANT = Instant(7, Snapshot(20, (11, 15)))
 POSITION = behind(b"12345678", INSTANT)
@@ -44,6 +54,7 @@ def test_where_reading_may_begin(after: Any, expected: Start) -> None:
         (str(CURSOR)[:-1], InvalidCursor, "exactly as it was"),
         ("x" * 5000, InvalidCursor, r"'x{57}\.\.\.' is no cursor"),
         (datetime(2026, 1, 1), ValueError, "time zone"),  # noqa: DTZ001 - that is the point
+        (datetime(2026, 1, 1, tzinfo=_Nowhere()), ValueError, "time zone"),
         (None, TypeError, "NoneType"),
         (7, TypeError, "int"),
         (b"now", TypeError, "bytes"),

@@ -36,6 +36,21 @@ def test_what_nobody_of_us_says_may_mean_anything(text: str) -> None:
     assert not word.channels
 
 
-@pytest.mark.parametrize("news", ["{}", "7", '"a"', "[", "null"])
+@pytest.mark.parametrize(
+    "news",
+    [
+        "{}",
+        "7",
+        '"a"',
+        "[",
+        "null",
+        '[["orders"]]',
+        '["orders", null]',
+        "[1]",
+        "[" * 5000,
+        f"{'[' * 3000}{']' * 3000}",
+    ],
+    ids=lambda news: news[:20],
+)
 def test_channels_that_are_none_are_all(news: str) -> None:
     assert understand(f"!awake {news}") == Word(None, belief="awake")

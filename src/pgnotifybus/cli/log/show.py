@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 from pgnotifybus.cli.output import Output
 from pgnotifybus.cli.render import printable
-from pgnotifybus.log.event import Event
+from pgnotifybus.log.event import Event, headers_text
 
 GapReason = Literal["expired", "epoch"]
 
@@ -34,10 +34,17 @@ def fields_of(event: Event[str]) -> dict[str, object]:
         "channel": event.channel,
         "key": event.key,
         "payload": event.payload,
-        "headers": dict(event.headers),
+        "headers": _headers(event),
         "created_at": event.created_at.isoformat(),
         "cursor": str(event.cursor),
     }
+
+
+def _headers(event: Event[str]) -> object:
+    try:
+        return dict(event.headers)
+    except ValueError:  # what Python cannot read is shown as it is
+        return headers_text(event.headers)
 
 
 def event_line(event: Event[str], *, json: bool) -> str:
