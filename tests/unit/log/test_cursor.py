@@ -44,6 +44,17 @@ def test_read_from_its_text_it_is_the_same(position: Position) -> None:
     assert {made: "found"}[read] == "found"
 
 
+def test_texts_that_were_stored_stay_readable() -> None:
+    """As version 1 writes them; a version 2 would have to read these as well."""
+    texts = {
+        "F_7_MzQ1Njc4g4CAKAEUAgQDHgEBKgcJA5GZ": SHAPES["all there is"],
+        "Ef7_MzQ1Njc4g4CAKADoBwD3pTBQ": behind(EPOCH, Instant(ERA, Snapshot(1000))),
+    }
+    for text, position in texts.items():
+        assert Cursor(text).position == position
+        assert str(Cursor.at(position)) == text
+
+
 def test_places_that_differ_anywhere_are_not_equal() -> None:
     position = SHAPES["all there is"]
     others = [
