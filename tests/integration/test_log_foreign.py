@@ -76,8 +76,9 @@ async def test_headers_that_python_cannot_read_hold_up_nothing(dsn: str, after: 
             await execute(dsn, sql, headers)
             event = await _next(follower)
             assert isinstance(event.headers, Headers)
-            with pytest.raises(ValueError, match="headers"):
-                dict(event.headers)
+            if headers != deep:  # Python 3.13 can read that
+                with pytest.raises(ValueError, match="headers"):
+                    dict(event.headers)
         await execute(dsn, APPEND, "behind them")
         assert (await _next(follower)).payload == "behind them"
 

@@ -12,7 +12,7 @@ from pgnotifybus.log.appending import New, append, append_many, new
 
 LIMIT = 100
 NESTED: list[Any] = []
-for _ in range(5_000):
+for _ in range(200_000):
     NESTED = [NESTED]
 Arguments = tuple[Any, Any, Any, Any]
 
