@@ -122,11 +122,11 @@ class Account:
             self.add(event)
 
     async def until(self, count: int, seconds: float) -> None:
-        """Wait until there are so many."""
+        """Wait until there are so many, or none has come for so long."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while len(self.ids) < count:
-                    self._changed.clear()
+            while len(self.ids) < count:
+                self._changed.clear()
+                async with asyncio.timeout(seconds):
                     await self._changed.wait()
 
     def differences(self, truth: Iterable[int]) -> str:
