@@ -14,6 +14,7 @@ from pgnotifybus._version import __version__
 from pgnotifybus.bus import ChannelStatistics, Health, PgNotifyBus, Statistics
 from pgnotifybus.errors import (
     AuthenticationFailed,
+    BehindPooler,
     BufferFull,
     Closed,
     ConnectError,
@@ -38,6 +39,7 @@ from pgnotifybus.errors import (
     PublishFailed,
     SchemaError,
     SchemaMissing,
+    Standby,
 )
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.event import Event
@@ -51,6 +53,7 @@ from pgnotifybus.typed import Channel
 
 __all__ = [
     "AuthenticationFailed",
+    "BehindPooler",
     "BufferFull",
     "Channel",
     "ChannelStatistics",
@@ -88,6 +91,7 @@ __all__ = [
     "PublisherStatistics",
     "SchemaError",
     "SchemaMissing",
+    "Standby",
     "Statistics",
     "__version__",
     "broadcast",

@@ -15,6 +15,7 @@ Not thread-safe: like all of asyncio, a channel belongs to one event loop. From 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -75,14 +76,25 @@ class ReceiverStatistics:
 class Shared(Generic[T]):
     """The state of one channel; `Sender` and `Receiver` are handles on it."""
 
-    __slots__ = ("__weakref__", "_members", "closed", "name", "on_idle", "parking", "ring")
+    __slots__ = (
+        "__weakref__",
+        "_members",
+        "closed",
+        "name",
+        "on_idle",
+        "parking",
+        "ring",
+        "skipped",
+    )
 
     def __init__(
         self, capacity: int, name: str = "", on_idle: Callable[[], None] | None = None
     ) -> None:
         self.ring: Ring[T, Gap] = Ring(capacity)
         self.parking = Parking()
-        self._members: set[int] = set()
+        self._members: dict[int, weakref.ref[Receiver[T]]] = {}
+        self.skipped = 0
+        """Values that receivers have been told they have missed, all together."""
         self.closed = False
         self.name = name
         self.on_idle = on_idle
@@ -134,12 +146,22 @@ class Shared(Generic[T]):
         """How many receivers there are now."""
         return len(self._members)
 
+    def overrun(self) -> list[int]:
+        """How many values have been lost by each receiver that has not been told so yet."""
+        oldest = self.ring.oldest
+        behind = []
+        for member in list(self._members.values()):
+            receiver = member()
+            if receiver is not None and (lost := oldest - receiver._cursor.position) > 0:
+                behind.append(lost)
+        return behind
+
     def join(self, receiver: Receiver[T]) -> None:
-        self._members.add(id(receiver))
+        self._members[id(receiver)] = weakref.ref(receiver)
 
     def leave(self, receiver: Receiver[T], *, from_collector: bool = False) -> None:
-        # A set and not a count: the collector may run in any thread, where `-= 1` could be lost.
-        self._members.discard(id(receiver))
+        # A dict and not a count: the collector may run in any thread, where `-= 1` could be lost.
+        self._members.pop(id(receiver), None)
         if self._members:
             return
         if not from_collector:  # which may run in any thread: then the next publish clears
@@ -419,8 +441,13 @@ class Receiver(Generic[T]):
         return self._ring.take_many(self._cursor, limit)
 
     def _missed(self, skipped: Skipped) -> Lagged | PayloadLost:
-        self._skipped += skipped.count
+        self._count(skipped)
         return PayloadLost(skipped.reason) if isinstance(skipped, Hole) else Lagged(skipped.count)
+
+    def _count(self, skipped: Skipped) -> None:
+        self._skipped += skipped.count
+        if not isinstance(skipped, Hole):
+            self._shared.skipped += skipped.count
 
     async def _next_event(self) -> Entry[T, Gap] | Gap:
         """The next entry or gap; raises `Closed` at the end."""
@@ -430,7 +457,7 @@ class Receiver(Generic[T]):
                 case Entry():
                     return taken
                 case Skipped(count):
-                    self._skipped += count
+                    self._count(taken)
                     before = self._ring.mark_before(self._cursor)
                     generation = before.generation if before is not None else 0
                     reason = taken.reason if isinstance(taken, Hole) else "lagged"

@@ -7,12 +7,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 from pgnotifybus import observe, watch
 from pgnotifybus.channels import Channels
+from pgnotifybus.core.health import STATES, State
 from pgnotifybus.core.names import SCHEMA, check_channel, check_channels, check_schema
 from pgnotifybus.core.ring import Ring
 from pgnotifybus.database.sidelink import SideLink
@@ -24,7 +26,7 @@ from pgnotifybus.publish.publisher import Publisher
 from pgnotifybus.publish.settings import Delivery, Settings
 from pgnotifybus.spill import Fetcher
 from pgnotifybus.subscription import Subscription, TypedSubscription
-from pgnotifybus.supervision import State, Supervisor, Timing
+from pgnotifybus.supervision import Supervisor, Timing
 from pgnotifybus.typed import Channel
 
 T = TypeVar("T")
@@ -35,18 +37,34 @@ _SEND_TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the link is at one moment."""
+    """How the bus is at one moment. Times are in UTC, by the clock of this machine."""
 
     state: State
-    """`"new"`, `"connecting"`, `"live"`, `"down"` (waiting to try again) or `"stopped"`."""
-    seconds: float
-    """How long it has been so."""
+    """One of these:
+
+    - `"new"`: it has not been started;
+    - `"connecting"`: for the first time;
+    - `"live"`: all that commits is delivered;
+    - `"lagging"`: it is live, but receivers do not keep up, or the server's queue is filling;
+    - `"standby"`: the server takes no LISTEN; it is tried again;
+    - `"behind a pooler"`: which swallows notifications; it is tried again;
+    - `"down"`: there is no link; it is tried again;
+    - `"stopped"`: it has ended."""
+    since: datetime | None
+    """Since when; None before it was started."""
     cause: str | None
-    """Why it is down or not live yet, after the last failure."""
+    """Why it is not live."""
+    advice: str | None
+    """What to do about it, if anybody knows."""
     generation: int
     """How many links there have been."""
-    last_probe_seconds_ago: float | None
+    last_message_at: datetime | None
+    """When the newest message came; None if none has."""
+    last_probe_at: datetime | None
     """When the server last answered a probe; None if none was due yet."""
+    queue_usage: float | None
+    """How full the server's notification queue was when it was last asked, when connecting and at
+    each probe, from 0 to 1; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +116,7 @@ class PgNotifyBus:
         start_timeout: float = 30.0,
         backoff_initial: float = 0.5,
         backoff_maximum: float = 30.0,
+        direct_dsn: str | None = None,
         schema: str = SCHEMA,
         observer: observe.Observer | None = None,
     ) -> None:
@@ -123,6 +142,8 @@ class PgNotifyBus:
             backoff_initial: The seconds before the first attempt to connect again; each failure
                 doubles them. Up to a quarter less by chance.
             backoff_maximum: The most seconds between two attempts.
+            direct_dsn: Where to listen if the source turns out to be a pooler that swallows
+                notifications: the server's own address. Sending goes on through the source.
             schema: The schema of the spill table, as `schema.install` was told.
             observer: Called with every event of `pgnotifybus.observe`.
 
@@ -153,7 +174,10 @@ class PgNotifyBus:
         self._fetcher = Fetcher(self._side("fetcher"), schema, self._emit)
         self._channels = Channels(names, capacity, self._fetcher.fetch)
         self._generation, _ = watch.channel(0)
-        self._supervisor = Supervisor(connect, self._channels, self._generation, timing, self._emit)
+        direct = None if direct_dsn is None else connector(direct_dsn, driver)
+        self._supervisor = Supervisor(
+            connect, self._channels, self._generation, timing, self._emit, direct
+        )
         self._notifier = self._side("notifier")
         self._publishers: set[Publisher] = set()
         self._ending = False
@@ -165,7 +189,7 @@ class PgNotifyBus:
 
     def __repr__(self) -> str:
         return (
-            f"<PgNotifyBus {self._supervisor.status.state} "
+            f"<PgNotifyBus {self._supervisor.condition.borrow().state} "
             f"generation={self._generation.borrow()} channels={len(self._channels.all())}>"
         )
 
@@ -420,16 +444,51 @@ class PgNotifyBus:
 
     def health(self) -> Health:
         """How the link is now, as a frozen snapshot."""
-        status = self._supervisor.status
-        now = self._loop.time() if self._loop is not None else 0.0
-        probed = status.last_probe_at
+        status, condition = self._supervisor.status, self._supervisor.condition.borrow()
         return Health(
-            state=status.state,
-            seconds=now - status.since if self._loop is not None else 0.0,
-            cause=status.cause,
+            state=condition.state,
+            since=self._when(status.since),
+            cause=condition.cause,
+            advice=condition.advice,
             generation=self._generation.borrow(),
-            last_probe_seconds_ago=None if probed is None else now - probed,
+            last_message_at=self._when(self._channels.last_message_at),
+            last_probe_at=self._when(status.last_probe_at),
+            queue_usage=status.queue_usage,
         )
+
+    async def wait_until(self, *states: State, timeout: float | None = None) -> Health:
+        """Wait until the bus is in one of these states; how it is then.
+
+        Args:
+            states: One or more of the states of `Health`.
+            timeout: The seconds to wait at the most; None for as long as it takes.
+
+        Raises:
+            ValueError: If there is no such state.
+            TimeoutError: If it does not come to that in time; the message says how the bus is, why,
+                and what to do.
+            Closed: If the bus ends before.
+
+        Cancel safety: nothing is left behind.
+        """
+        if not states or (unknown := set(states) - set(STATES)):
+            wrong = f"{min(unknown)!r} is none" if states else "none is given"
+            raise ValueError(f"a state must be one of {', '.join(STATES)}; {wrong}")
+        conditions = self._supervisor.condition.subscribe()
+        wanted = " or ".join(states)
+        try:
+            async with asyncio.timeout(timeout):
+                await conditions.wait_for(lambda condition: condition.state in states)
+        except TimeoutError:
+            now = self.health()
+            said = ". ".join(each for each in (now.cause, now.advice) if each)
+            raise TimeoutError(
+                f"the bus is {now.state} and not {wanted} after {timeout:g} s"
+                + (f": {said}" if said else "")
+            ) from None
+        except Closed:
+            raise Closed(f"the bus has ended and was not {wanted} before") from None
+        return self.health()
 
     def statistics(self) -> Statistics:
         """What has gone through the bus so far, as a frozen snapshot."""
@@ -450,6 +509,12 @@ class PgNotifyBus:
         )
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _when(self, loop_time: float | None) -> datetime | None:
+        """A time of the loop's clock, which never jumps, by the clock of the machine."""
+        if loop_time is None or self._loop is None:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=self._loop.time() - loop_time)
 
     async def _run(
         self, shutdown: asyncio.Event | watch.Receiver[bool], *, fail_fast: bool

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pgnotifybus.broadcast import Shared
 from pgnotifybus.core.envelope import NO_STAMP, Content, Reference, all_plain, unpack
+from pgnotifybus.core.health import Overrun
 from pgnotifybus.core.ring import Placeholder
 from pgnotifybus.core.subscriptions import Plan, Subscriptions
 from pgnotifybus.errors import Closed, ListenRejected
@@ -20,6 +21,8 @@ from pgnotifybus.messages import Gap
 from pgnotifybus.subscription import Label
 
 R = TypeVar("R")
+
+_TELL_SECONDS: Final = 1.0
 
 Fetch = Callable[[Shared[str], int, Placeholder, Reference], None]
 """Sees to it that the placeholder at a position of a channel is settled, or lost."""
@@ -61,6 +64,11 @@ class Channels:
         """Notifications that came in, over all links."""
         self.unrouted = 0
         """Of those, the ones for a channel that nobody wants any more."""
+        self.last_message_at: float | None = None
+        """When the newest of them came, by the clock of the loop."""
+        self.on_traffic: Callable[[], None] | None = None
+        """Called after messages have come in, about once a second at the most."""
+        self._told_at = float("-inf")
         for name in configured:
             self._add(name, configured=True)
 
@@ -194,6 +202,10 @@ class Channels:
     def deliver(self, name: str, payloads: list[str], pids: list[int]) -> None:
         """Hand on what has arrived on a channel. This is the sink of a link."""
         self.received += len(payloads)
+        now = self.last_message_at = asyncio.get_running_loop().time()
+        if now - self._told_at >= _TELL_SECONDS and self.on_traffic is not None:
+            self._told_at = now
+            self.on_traffic()
         shared = self._routes.get(name)
         if shared is None:
             self.unrouted += len(payloads)
@@ -211,6 +223,16 @@ class Channels:
             for waiter in channel.waiters:
                 if not waiter.done():
                     waiter.set_exception(Closed("the bus has ended"))
+
+    def overruns(self) -> list[Overrun]:
+        """Where receivers have lost messages, and have not been told so yet."""
+        lost = [(name, channel.shared.overrun()) for name, channel in self._channels.items()]
+        return [Overrun(name, len(each), max(each)) for name, each in lost if each]
+
+    def skipped(self) -> dict[str, int]:
+        """How many messages receivers have been told they have missed, by channel."""
+        shareds = (channel.shared for channel in self._channels.values())
+        return {shared.name: shared.skipped for shared in shareds if shared.skipped}
 
     # -- inside -----------------------------------------------------------------------------------
 

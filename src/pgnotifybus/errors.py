@@ -11,7 +11,9 @@
     |- EventLogError: CursorExpired(oldest), EpochMismatch, SchemaMissing, InvalidCursor
     |- BufferFull, PublishFailed(unsent, unknown)           outcomes of publishing
     |- LinkError: ConnectError, LinkLost, ProbeTimeout      retried by the bus, cause chained
-    |- FatalLinkError: AuthenticationFailed, ListenRejected, PoolTooSmall   waiting will not help
+    |      ConnectError: Standby
+    |- FatalLinkError: AuthenticationFailed, BehindPooler, ListenRejected, PoolTooSmall
+    |                                                       waiting will not help
     |- MissingExtra(extra)                                  also ImportError; says what to install
 
 No message here ever carries a password: what a driver says about a DSN it could not parse is
@@ -21,7 +23,7 @@ not repeated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 
 class PgNotifyBusError(Exception):
@@ -227,7 +229,27 @@ class PublishFailed(PgNotifyBusError):
 # -- the connection -------------------------------------------------------------------------------
 
 
-class LinkError(PgNotifyBusError):
+class ConnectionProblem(PgNotifyBusError):
+    """What is wrong with a connection, and what to do about it.
+
+    Attributes:
+        cause: What is wrong.
+        advice: What to do; empty where nobody knows.
+    """
+
+    health: ClassVar[Literal["down", "standby", "behind a pooler"]] = "down"
+    """What a bus that has no link because of it is."""
+
+    def __init__(self, cause: str, advice: str = "") -> None:
+        super().__init__(*filter(None, (cause, advice)))
+        self.cause = cause
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.cause}. {self.advice}" if self.advice else self.cause
+
+
+class LinkError(ConnectionProblem):
     """Something about the connection to the server that passes: the bus retries these."""
 
 
@@ -238,9 +260,26 @@ class ConnectError(LinkError):
         waiting_helps: The server answered, but is starting, stopping, full or a standby.
     """
 
-    def __init__(self, message: str, *, waiting_helps: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, cause: str, advice: str = "", *, waiting_helps: bool = False) -> None:
+        super().__init__(cause, advice)
         self.waiting_helps = waiting_helps
+
+
+class Standby(ConnectError):
+    """The server is a standby, which takes no LISTEN: connect to the primary.
+
+    In a DSN that names several hosts, the primary is looked for.
+    """
+
+    health = "standby"
+
+    def __init__(
+        self,
+        cause: str,
+        advice: str = "Connect to the primary: name all hosts in the DSN, and it is found, also "
+        "after it has moved",
+    ) -> None:
+        super().__init__(cause, advice, waiting_helps=True)
 
 
 class LinkLost(LinkError):
@@ -251,12 +290,30 @@ class ProbeTimeout(LinkLost):
     """The server did not answer a statement in time, so the connection is held to be dead."""
 
 
-class FatalLinkError(PgNotifyBusError):
+class FatalLinkError(ConnectionProblem):
     """Something about the connection that waiting will not mend; the message says what will."""
 
 
 class AuthenticationFailed(FatalLinkError):
     """The server refused these credentials: check user, password and pg_hba.conf."""
+
+
+class BehindPooler(FatalLinkError):
+    """A pooler lends the connection to others between transactions, and swallows notifications.
+
+    It takes LISTEN without an error, and then nothing ever arrives: PgBouncer in transaction or
+    statement mode, and its like. Use its session mode, or the server's own address.
+    """
+
+    health = "behind a pooler"
+
+    def __init__(
+        self,
+        cause: str,
+        advice: str = "Use session pooling (PgBouncer: pool_mode=session), or listen at the "
+        "server's own address (PgNotifyBus: direct_dsn=)",
+    ) -> None:
+        super().__init__(cause, advice)
 
 
 class ListenRejected(FatalLinkError):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pgnotifybus.errors import PgNotifyBusError
+from pgnotifybus.core.health import State
+from pgnotifybus.errors import BehindPooler, PgNotifyBusError
 
 logger = logging.getLogger("pgnotifybus")
 
@@ -134,6 +135,41 @@ class PacemakerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiversLagged:
+    """Receivers of a channel are too slow; told about once a second at the most."""
+
+    channel: str
+    receivers: int
+    """How many stand at messages that are gone, and do not know it yet."""
+    skipped: int
+    """How many messages receivers have been told they have missed, since this was last told."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryUnproven:
+    """There is a pooler in between, and it could not be tried whether it delivers."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedToDirect:
+    """There is a pooler in between that delivers nothing: from now on `direct_dsn` is used."""
+
+    error: BehindPooler
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The bus is in another state than before; see `Health`."""
+
+    old: State
+    new: State
+    cause: str | None
+    advice: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The bus has ended; nothing is left running."""
 
@@ -154,6 +190,10 @@ Event = (
     | PublishRefused
     | LogDelayed
     | PacemakerChanged
+    | ReceiversLagged
+    | DeliveryUnproven
+    | TurnedToDirect
+    | StateChanged
     | Stopped
 )
 
@@ -249,7 +289,27 @@ class Emitter:
                     event.error,
                     event.retry_in,
                 )
-            case ProbeAnswered() | ChannelsChanged() | PacemakerChanged() | Stopped():
+            case DeliveryUnproven():
+                logger.log(
+                    self._level(event.reason),
+                    "a pooler is in between, and whether it delivers notifications could not be "
+                    "tried: %s",
+                    event.reason,
+                )
+            case TurnedToDirect():
+                logger.warning("%s: connecting to direct_dsn from now on", event.error.cause)
+            case StateChanged(new="lagging"):
+                logger.log(
+                    self._level(event.cause or ""), "lagging: %s. %s", event.cause, event.advice
+                )
+            case (
+                ProbeAnswered()
+                | ChannelsChanged()
+                | PacemakerChanged()
+                | ReceiversLagged()
+                | StateChanged()
+                | Stopped()
+            ):
                 logger.debug("%r", event)
 
     def _level(self, failure: str) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from pgnotifybus import observe, watch
 from pgnotifybus.channels import Channels
 from pgnotifybus.core.backoff import Backoff
+from pgnotifybus.core.health import Condition, Failure, Overrun, Phase, judge
 from pgnotifybus.core.liveness import Deadline, Liveness
 from pgnotifybus.core.subscriptions import Plan
 from pgnotifybus.errors import (
+    BehindPooler,
     ConnectError,
     FatalLinkError,
     LinkError,
@@ -20,17 +23,20 @@ from pgnotifybus.errors import (
     ListenRejected,
     PoolTooSmall,
     ProbeTimeout,
+    Standby,
 )
-from pgnotifybus.links.base import Connector, Link, ServerError
+from pgnotifybus.links.base import Connector, Link, ServerError, Session
 from pgnotifybus.links.failures import connect_failure
+from pgnotifybus.pooler import check_delivery
 
 T = TypeVar("T")
-
-State = Literal["new", "connecting", "live", "down", "stopped"]
 
 # LISTEN looks through the session's channels one by one (async.c, up to PostgreSQL 18), so ten
 # thousand take a while; the server says nothing meanwhile.
 _SECONDS_PER_CHANNEL = 0.002
+
+_LOOK_SECONDS: Final = 1.0
+"""The seconds between two looks at receivers that are behind."""
 
 # A link closes within about a second; a pool that gets its connection back may take longer.
 _CLOSE_SECONDS = 2.0
@@ -64,12 +70,17 @@ class Timing:
 class Status:
     """What the supervisor knows about the link; the bus makes its health from it."""
 
-    state: State = "new"
+    phase: Phase = "new"
     since: float = 0.0
-    cause: str | None = None
+    """When the condition became what it is."""
+    failure: Failure | None = None
+    """Why the last link was lost, or the last attempt failed; None once there is one."""
     pid: int | None = None
+    """The server process at the other end."""
     server_version: str | None = None
     last_probe_at: float | None = None
+    queue_usage: float | None = None
+    """How full the notification queue was when the server was last asked, from 0 to 1."""
     reconnects: int = 0
     failed_attempts: int = 0
 
@@ -84,14 +95,31 @@ class Supervisor:
         generation: watch.Sender[int],
         timing: Timing,
         emit: observe.Emitter,
+        direct: Connector | None = None,
     ) -> None:
+        """Describe it; no I/O.
+
+        Args:
+            connector: What makes links.
+            channels: Where what they bring goes.
+            generation: How many links there have been.
+            timing: All times.
+            emit: Where to tell what happens.
+            direct: What makes links if a pooler turns out to swallow notifications.
+        """
         self.status = Status()
+        self.condition, _ = watch.channel(Condition("new"))
         self._connector = connector
+        self._direct = direct
         self._channels = channels
         self._generation = generation
         self._timing = timing
         self._emit = emit
         self._liveness = Liveness(timing.probe_interval)
+        self._skipped: dict[str, int] = {}
+        self._standing: dict[str, int] = {}
+        self._looked_at = 0.0
+        channels.on_traffic = self._look_soon
 
     async def run(self, *, fail_fast: bool) -> NoReturn:
         """Keep a link up until cancelled.
@@ -124,6 +152,8 @@ class Supervisor:
                     self._channels.link_lost()
                     await self._close(link)
             except (LinkError, FatalLinkError) as error:
+                if isinstance(error, BehindPooler) and self._turn_to_direct(error):
+                    continue
                 if self._generation.borrow() == 0 and not self._may_retry(
                     error, fail_fast, loop.time() - started
                 ):
@@ -138,6 +168,7 @@ class Supervisor:
     def stopped(self) -> None:
         """Take note that nothing runs any more."""
         self._enter("stopped")
+        self.condition.close()
 
     # -- the steps, in their order ----------------------------------------------------------------
 
@@ -158,8 +189,7 @@ class Supervisor:
         self._channels.link_lost()
         plan = self._channels.begin()
         if not plan:
-            # Nothing to be refused: ask whether a LISTEN would be.
-            await self._refuse_standby(link)
+            await self._examine(link, frozenset())
             return
         try:
             await self._bounded(link, link.change(plan.listen, plan.unlisten), len(plan))
@@ -169,15 +199,62 @@ class Supervisor:
                 raise failure from error
             await self._reject_culprit(link, plan.listen)
             raise ListenRejected(f"the server refuses to LISTEN: {error}") from error
+        await self._examine(link, frozenset(plan.listen))
+        # Only now, in the turn in which the link is announced: who waits gets no gap from before.
         self._channels.acknowledge()
 
-    async def _refuse_standby(self, link: Link) -> None:
+    async def _examine(self, link: Link, expected: frozenset[str]) -> None:
+        """Ask for the first time how the session is, and see that it is told what it listens to."""
+        self.status.pid = None
+        session = await self._inspect(link, expected)
+        if session is None or session.pid == link.pid:
+            return
+        # Not the process that was introduced: there is a pooler, which may be in any mode.
+        timeout = self._timing.probe_timeout
+        try:
+            async with asyncio.timeout(3 * timeout):
+                await check_delivery(self._connector, link, timeout)
+        except TimeoutError:
+            self._emit(observe.DeliveryUnproven("no answer in time"))
+        except BehindPooler:
+            # The session was lent: nobody shall be told what we wanted, nor think that it is ours.
+            with contextlib.suppress(LinkError, ServerError):
+                await self._bounded(link, link.execute("UNLISTEN *; RESET application_name"))
+            raise
+        except (LinkError, FatalLinkError, ServerError) as error:
+            if link.lost.done():
+                raise link.lost.result() from error
+            self._emit(observe.DeliveryUnproven(str(error)))
+
+    async def _inspect(self, link: Link, expected: frozenset[str]) -> Session | None:
+        """Ask how the session is; None if the server refuses to tell.
+
+        Args:
+            link: Which session.
+            expected: What it should be listening to.
+
+        Raises:
+            LinkError, FatalLinkError: If it is not as it should be.
+        """
         try:
             session = await self._bounded(link, link.inspect())
-        except ServerError:  # one that may not ask is served all the same
-            return
+        except ServerError as error:
+            # It has answered, so it is there; what it thinks of our session we may not know.
+            self._emit(observe.ProbeRefused(self._generation.borrow(), str(error)))
+            return None
+        where, status = self._connector.describe(), self.status
         if session.in_recovery:
-            raise connect_failure(self._connector.describe(), "the server is in recovery", "25006")
+            raise Standby(f"{where} is a standby, which takes no LISTEN")
+        if status.pid not in (None, session.pid):
+            raise BehindPooler(f"{where} is a pooler: another server process answers than before")
+        if missing := expected - session.channels:
+            raise LinkLost(
+                f"the session no longer listens to {len(missing)} of its channels, among them "
+                f"{min(missing)!r}",
+                "Has somebody else used this connection, or is there a pooler in between?",
+            )
+        status.pid, status.queue_usage = session.pid, session.queue_usage
+        return session
 
     async def _reject_culprit(self, link: Link, names: tuple[str, ...]) -> None:
         """Find the channel that the server refuses; those who wait for it must not block others."""
@@ -193,7 +270,8 @@ class Supervisor:
         self._channels.announce(generation)
         self._generation.send(generation)
         status = self.status
-        status.pid, status.server_version = link.pid, link.server_version
+        status.pid = status.pid or link.pid
+        status.server_version = link.server_version
         status.reconnects = generation - 1
         status.failed_attempts = 0
         self._enter("live")
@@ -220,6 +298,12 @@ class Supervisor:
             if silence == 0:
                 await self._probe(link)
                 continue
+            if self.condition.borrow().state == "lagging":
+                look_in = self._looked_at + _LOOK_SECONDS - loop.time()
+                if look_in <= 0:
+                    self._look()
+                    continue
+                silence = look_in if silence is None else min(silence, look_in)
             waited_for: set[asyncio.Future[Any]] = {bell, link.lost}
             await asyncio.wait(waited_for, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
             if link.lost.done():
@@ -241,23 +325,60 @@ class Supervisor:
     async def _probe(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
         asked = loop.time()
-        try:
-            session = await self._bounded(link, link.inspect())
-        except ServerError as error:
-            # It has answered, so it is there; what it thinks of our session we may not know.
-            self._emit(observe.ProbeRefused(self._generation.borrow(), str(error)))
+        if await self._inspect(link, self._channels.expected()) is None:
             return
-        if missing := self._channels.expected() - session.channels:
-            raise LinkLost(
-                f"the session no longer listens to {len(missing)} of its channels, among them "
-                f"{min(missing)!r}: is there a transaction pooler in between?"
-            )
-        if session.in_recovery:
-            raise LinkLost("the server has become a standby")
         self.status.last_probe_at = loop.time()
+        self._look()
         self._emit(observe.ProbeAnswered(self._generation.borrow(), loop.time() - asked))
 
+    # -- how it is --------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        self.status.phase = phase
+        if phase == "live":
+            self.status.failure = None
+        self._judge()
+
+    def _look_soon(self) -> None:
+        # Behind those who have just been woken: they may be about to read.
+        asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        """See whether receivers keep up, while there is a link."""
+        if self.status.phase != "live":
+            return
+        self._looked_at = asyncio.get_running_loop().time()
+        overruns = self._channels.overruns()
+        standing = {overrun.channel: overrun.receivers for overrun in overruns}
+        skipped = self._channels.skipped()
+        for name in dict.fromkeys((*standing, *skipped)):
+            receivers, told = standing.get(name, 0), skipped.get(name, 0)
+            new = max(0, told - self._skipped.get(name, 0))
+            if new or receivers > self._standing.get(name, 0):
+                self._emit(observe.ReceiversLagged(name, receivers, new))
+        self._standing, self._skipped = standing, skipped
+        self._judge(overruns)
+
+    def _judge(self, overruns: Sequence[Overrun] = ()) -> None:
+        status, old = self.status, self.condition.borrow()
+        new = judge(status.phase, status.failure, overruns, status.queue_usage)
+        if new == old:
+            return
+        if new.state != old.state:
+            status.since = asyncio.get_running_loop().time()
+        self.condition.send(new)
+        if new.state != old.state:
+            self._emit(observe.StateChanged(old.state, new.state, new.cause, new.advice))
+
     # -- what they need ---------------------------------------------------------------------------
+
+    def _turn_to_direct(self, error: BehindPooler) -> bool:
+        """Use the server's own address from now on, if it is known and not in use yet."""
+        if self._direct is None:
+            return False
+        self._connector, self._direct = self._direct, None
+        self._emit(observe.TurnedToDirect(error))
+        return True
 
     async def _bounded(self, link: Link, statement: Coroutine[Any, Any, T], size: int = 1) -> T:
         """Run a statement; a server that stays silent for too long is held to be dead.
@@ -305,7 +426,8 @@ class Supervisor:
         return waiting_helps and elapsed < self._timing.start_timeout
 
     def _report(self, error: LinkError | FatalLinkError, lived: float | None, delay: float) -> None:
-        self.status.cause = str(error)
+        self.status.failure = Failure(error.health, error.cause, error.advice)
+        self.status.queue_usage = None
         self._enter("down")
         if lived is not None:
             generation = self._generation.borrow()
@@ -313,10 +435,3 @@ class Supervisor:
         else:
             self.status.failed_attempts += 1
             self._emit(observe.ConnectFailed(self.status.failed_attempts, error, delay))
-
-    def _enter(self, state: State) -> None:
-        if self.status.state != state:
-            self.status.state = state
-            self.status.since = asyncio.get_running_loop().time()
-        if state == "live":
-            self.status.cause = None

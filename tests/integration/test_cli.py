@@ -534,7 +534,7 @@ def test_version_and_help(invoke: Invoke) -> None:
 
 
 def test_verbose_shows_the_log_and_nothing_is_told_twice_without_it(database18: str) -> None:
-    for option, lines in (("--verbose", 2), ("--json", 0)):
+    for option, lines in (("--verbose", 5), ("--json", 0)):
         with running("listen", "a", option, "--dsn", database18) as program:
             if lines:
                 program.listening()

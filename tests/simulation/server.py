@@ -54,6 +54,7 @@ class SimulatedServer:
         self.connect_seconds = 0.0
         self.close_seconds = 0.0
         self.in_recovery = False
+        self.queue_usage = 0.0
         self.refused: set[str] = set()
         """Channels that the server refuses to LISTEN to."""
         self.mute: set[str] = set()
@@ -117,6 +118,8 @@ class SimulatedLink:
     def __init__(self, server: SimulatedServer, part: str, pid: int) -> None:
         self.part = part
         self.pid = pid
+        self.backend = pid
+        """The server process that answers."""
         self.server_version = "18.0"
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[LinkLost] = self._loop.create_future()
@@ -210,7 +213,13 @@ class SimulatedLink:
 
     async def inspect(self) -> Session:
         return await self._statement(
-            "INSPECT", lambda: Session(frozenset(self.listening), self._server.in_recovery)
+            "INSPECT",
+            lambda: Session(
+                frozenset(self.listening),
+                self._server.in_recovery,
+                self.backend,
+                self._server.queue_usage,
+            ),
         )
 
     async def execute(self, sql: str) -> None:

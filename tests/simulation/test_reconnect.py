@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -39,7 +40,12 @@ def demoted(server: SimulatedServer) -> None:
     asyncio.get_running_loop().call_later(12, setattr, server, "in_recovery", False)
 
 
-FAULTS = [killed, reset, swallowed, swapped, demoted]
+def moved(server: SimulatedServer) -> None:
+    """As well, but the other session had listened to the same channels before."""
+    server.session.backend += 1
+
+
+FAULTS = [killed, reset, swallowed, swapped, moved, demoted]
 
 
 def describe(items: list[Notification | Gap]) -> list[str | int]:
@@ -285,11 +291,14 @@ async def test_an_idle_link_is_probed_after_silence_only() -> None:
         for _ in range(20):
             await asyncio.sleep(1)
             server.commit("orders")
-        assert server.session.statements == ["LISTEN orders"]
+        assert server.session.statements == ["LISTEN orders", "INSPECT"]  # one when it connects
         await asyncio.sleep(15.5)
-        assert server.session.statements == ["LISTEN orders"] + 3 * ["INSPECT"]
+        assert server.session.statements == ["LISTEN orders"] + 4 * ["INSPECT"]
         assert len(recorder.of(observe.ProbeAnswered)) == 3
-        assert bus.health().last_probe_seconds_ago == pytest.approx(0.5, abs=0.01)
+        probed_at = bus.health().last_probe_at
+        assert probed_at is not None
+        ago = datetime.now(UTC) - probed_at
+        assert ago.total_seconds() == pytest.approx(0.5, abs=0.1)
 
 
 async def test_without_probes_an_idle_bus_says_nothing() -> None:
@@ -297,7 +306,7 @@ async def test_without_probes_an_idle_bus_says_nothing() -> None:
     server = SimulatedServer()
     async with bus_on(server, ["orders"], probe_interval=None):
         await asyncio.sleep(15_000)
-        assert server.session.statements == ["LISTEN orders"]
+        assert server.session.statements == ["LISTEN orders", "INSPECT"]
 
 
 async def test_a_blocked_loop_does_not_cost_a_good_link() -> None:

@@ -247,7 +247,11 @@ async def test_the_end_is_told_to_the_observer_last() -> None:
     recorder = Recorder()
     async with bus_on(SimulatedServer(), ["orders"], recorder):
         pass
-    assert [type(event) for event in recorder.events] == [observe.LinkUp, observe.Stopped]
+    states = [event.new for event in recorder.of(observe.StateChanged)]
+    assert states == ["connecting", "live", "stopped"]
+    others = [type(event) for event in recorder.events if type(event) is not observe.StateChanged]
+    assert others == [observe.LinkUp, observe.Stopped]
+    assert type(recorder.events[-1]) is observe.Stopped
 
 
 async def test_no_error_is_left_unread() -> None:

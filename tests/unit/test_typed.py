@@ -37,9 +37,11 @@ import typing_extensions
 
 from pgnotifybus.errors import (
     AuthenticationFailed,
+    BehindPooler,
     BufferFull,
     Closed,
     ConnectError,
+    ConnectionProblem,
     CursorExpired,
     Empty,
     EpochMismatch,
@@ -61,6 +63,7 @@ from pgnotifybus.errors import (
     PublishFailed,
     SchemaError,
     SchemaMissing,
+    Standby,
 )
 from pgnotifybus.typed import MAX_REASON, Channel
 
@@ -1040,7 +1043,12 @@ ERRORS: list[PgNotifyBusError] = [
     PublishFailed("why", [("orders", SECRET)], [("jobs", SECRET), ("jobs", "2")]),
     PublishFailed("why", (("orders", SECRET),), ()),
     PublishFailed("why", [], [("jobs", SECRET)]),
+    ConnectionProblem("why"),
+    ConnectionProblem("why", "what to do"),
     LinkError("why"),
+    LinkLost("why", "what to do"),
+    Standby("why"),
+    BehindPooler("why"),
     ConnectError("why"),
     ConnectError("why", waiting_helps=True),
     LinkLost("why"),

@@ -37,6 +37,10 @@ class Session:
 
     channels: frozenset[str]
     in_recovery: bool
+    pid: int
+    """The server process that has answered."""
+    queue_usage: float
+    """How full the notification queue of the server is, from 0 to 1."""
 
 
 # By class: what is not supported, data, constraints, syntax and rights, and errors of the server
@@ -218,8 +222,11 @@ SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
 SELECT set_config('application_name', '{application_name}', false)
  WHERE current_setting('application_name') = ''"""
 
+# Asking for the usage also heals: PostgreSQL 18 finds out only then that a queue which was full no
+# longer is, and refuses every NOTIFY until somebody asks.
 INSPECT_SESSION: Final = """\
-SELECT pg_catalog.pg_is_in_recovery()::text, channel
+SELECT pg_catalog.pg_is_in_recovery()::text, channel, pg_catalog.pg_backend_pid()::text,
+       pg_catalog.pg_notification_queue_usage()::text
   FROM (VALUES (1)) AS one LEFT JOIN pg_catalog.pg_listening_channels() AS channel ON true"""
 
 NOTIFY: Final = "SELECT pg_catalog.pg_notify($1, $2)"
@@ -244,13 +251,13 @@ def change_channels(listen: Iterable[str], unlisten: Iterable[str]) -> str:
 
 def session_from_rows(rows: Iterable[Sequence[str | None]]) -> Session:
     """What `INSPECT_SESSION` answered."""
-    in_recovery = False
+    in_recovery, pid, usage = False, 0, 0.0
     channels: set[str] = set()
-    for recovery, channel in rows:
-        in_recovery = recovery == "true"
+    for recovery, channel, process, queue in rows:
+        in_recovery, pid, usage = recovery == "true", int(process or 0), float(queue or 0)
         if channel is not None:
             channels.add(channel)
-    return Session(frozenset(channels), in_recovery)
+    return Session(frozenset(channels), in_recovery, pid, usage)
 
 
 # -- sockets --------------------------------------------------------------------------------------

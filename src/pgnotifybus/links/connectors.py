@@ -10,7 +10,7 @@ import inspect
 import os
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from pgnotifybus.core.dsn import MALFORMED
@@ -81,13 +81,13 @@ class PsycopgDsn(OwnConnections):
         )
 
     async def connect(self, part: str, timeout: float) -> Link:
-        given = {**self._parameters, **self._kwargs}
+        given = _to_the_primary({**self._parameters, **self._kwargs})
         connection = await self._open(given, timeout)
         tuned = any(name.startswith(("keepalives", "tcp_user_timeout")) for name in given)
         return await _psycopg_link(connection, part, timeout, tune_socket=not tuned)
 
     async def borrow(self, part: str, timeout: float) -> Borrowed:
-        given = {**self._parameters, **self._kwargs}
+        given = _to_the_primary({**self._parameters, **self._kwargs})
         if not any(name.startswith(("keepalives", "tcp_user_timeout")) for name in given):
             given.update(KEEPALIVE_PARAMETERS)
         given.setdefault("application_name", f"pgnotifybus {part}")
@@ -125,6 +125,10 @@ class AsyncpgDsn(OwnConnections):
             self._parts = urlsplit(dsn)
         except ValueError:  # which would repeat a part of it
             raise ValueError(f"the DSN is malformed: {MALFORMED}") from None
+        query = parse_qs(self._parts.query)
+        hosts = self._parts.netloc.rpartition("@")[2] or query.get("host", [""])[0]
+        wants_primary = _several(hosts) and "target_session_attrs" not in query
+        self._wanted: Any = "primary" if wants_primary and _ATTRIBUTES not in os.environ else None
 
     def describe(self) -> str:
         host, _, port = self._parts.netloc.rpartition("@")[2].rpartition(":")
@@ -146,7 +150,10 @@ class AsyncpgDsn(OwnConnections):
 
         try:
             return await asyncpg.connect(
-                self._dsn or None, timeout=timeout, server_settings=settings
+                self._dsn or None,
+                timeout=timeout,
+                server_settings=settings,
+                target_session_attrs=self._wanted,
             )
         except _asyncpg_errors(ValueError) as error:
             raise connect_failure(
@@ -354,6 +361,23 @@ async def _value_of(value: Any) -> Any:
 
 
 # -- what they share ------------------------------------------------------------------------------
+
+_ATTRIBUTES: Final = "PGTARGETSESSIONATTRS"
+
+
+def _several(hosts: str) -> bool:
+    return "," in (hosts or os.environ.get("PGHOST", ""))
+
+
+def _to_the_primary(given: dict[str, Any]) -> dict[str, Any]:
+    """Of several hosts take the primary, unless it was said which: no other takes a LISTEN."""
+    from psycopg import pq
+
+    said = "target_session_attrs" in given or _ATTRIBUTES in os.environ
+    if said or not _several(str(given.get("host") or given.get("hostaddr") or "")):
+        return given
+    knows_primary = pq.version() >= 140_000  # libpq
+    return {**given, "target_session_attrs": "primary" if knows_primary else "read-write"}
 
 
 async def _link_over(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from pgnotifybus.errors import AuthenticationFailed, ConnectError, FatalLinkError
+from pgnotifybus.errors import AuthenticationFailed, ConnectError, FatalLinkError, Standby
 
 # libpq gives no SQLSTATE for a failed connect, only the server's text.
 _SQLSTATE_BY_TEXT: Final = (
@@ -17,6 +17,7 @@ _SQLSTATE_BY_TEXT: Final = (
     (re.compile(r"too many (clients|connections)|connection slots are reserved"), "53300"),
     (re.compile(r"the database system is|not yet accepting connections"), "57P03"),
     (re.compile(r"session is read-only|is not in hot standby|server is in hot standby"), "25006"),
+    (re.compile(r"match the target attribute requirement"), "25006"),  # asyncpg's words
 )
 
 _WAITING_HELPS: Final = frozenset({"53300", "57P01", "57P02", "57P03", "25006"})
@@ -35,24 +36,22 @@ def connect_failure(where: str, text: str, sqlstate: str | None) -> ConnectError
         sqlstate = next((s for pattern, s in _SQLSTATE_BY_TEXT if pattern.search(text)), None)
     if sqlstate is not None and sqlstate.startswith("28"):
         return AuthenticationFailed(
-            f"{where} refused these credentials: {text}. Check user, password and pg_hba.conf"
+            f"{where} refused these credentials: {text}", "Check user, password and pg_hba.conf"
         )
     if sqlstate == "3D000":
-        return FatalLinkError(f"{where} has no such database: {text}. Create it or correct the DSN")
+        return FatalLinkError(
+            f"{where} has no such database: {text}", "Create it or correct the DSN"
+        )
     if sqlstate == "42501":
         return FatalLinkError(
-            f"{where} refuses this user: {text}. GRANT CONNECT on the database to it"
+            f"{where} refuses this user: {text}", "GRANT CONNECT on the database to it"
         )
     if sqlstate == "25006":
-        return ConnectError(
-            f"{where} is a standby, which takes no LISTEN: {text}. Connect to the primary "
-            "(target_session_attrs=read-write)",
-            waiting_helps=True,
-        )
+        return Standby(f"{where} is a standby, which takes no LISTEN: {text}")
     if sqlstate in _WAITING_HELPS:
         return ConnectError(f"{where} takes no connection now: {text}", waiting_helps=True)
     return ConnectError(
-        f"cannot connect to {where}: {text}. Check host, port and that the server runs"
+        f"cannot connect to {where}: {text}", "Check host, port and that the server runs"
     )
 
 
