@@ -626,7 +626,7 @@ async def consume(dsn: str, name: str, *, fail: bool = False) -> list[str]:
 
 # The turn of a consumer, which has two keys.
 _TAKEN = (
-    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted"
+    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 

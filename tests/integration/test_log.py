@@ -34,7 +34,7 @@ from pgnotifybus import (
     schema,
 )
 from pgnotifybus.links.sources import Driver
-from pgnotifybus.log import maintenance, reading, tail
+from pgnotifybus.log import here, maintenance, reading, retention
 from support.callers import BEGIN_BY_THEMSELVES, KINDS, opened, sqlalchemy_url
 from support.sql import execute
 from support.waiting import until
@@ -454,8 +454,9 @@ async def test_retention_counts_from_when_an_event_could_be_read(
 
 
 async def test_a_log_is_pruned_to_a_size_by_who_has_it_open(
-    dsn18: str, writer: psycopg.AsyncConnection[Any]
+    dsn18: str, writer: psycopg.AsyncConnection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retention, "GRACE", 0.0)
     await schema.install(dsn18, event_size=100_000, event_retention=timedelta(seconds=10))
     async with EventLog(dsn18) as log:
         before = await log.cursor()
@@ -682,5 +683,5 @@ async def test_an_idle_log_writes_nothing_and_hardly_asks(dsn18: str) -> None:
         assert asked == asked_since
         assert int(written) < 500  # the server itself notes what runs, now and then
         # Over a long time: the tail, the maintenance and the probe of the listening connection.
-        assert 1 / tail.IDLE + 1 / maintenance.IDLE + 1 / 60 < 1 / 30
+        assert 1 / here.IDLE + 1 / maintenance.IDLE + 1 / 60 < 1 / 30
         assert follower.cursor is not None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgnotifybus import Cursor, EpochMismatch, Event, EventLog, Gap, schema
+from pgnotifybus import Cursor, CursorExpired, EpochMismatch, Event, EventLog, Gap, schema
 from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.log import retention
 from pgnotifybus.log.follower import Follower
 from support.copies import discard, dump, restore, standby_of
 from support.servers import PASSWORD
@@ -25,7 +27,10 @@ APPEND = "SELECT pgnotifybus.append('orders', %s)"
 
 @pytest.fixture
 def primary(private_server: PrivateServer) -> EmbeddedServer:
-    return private_server(18, {"wal_level": "replica", "max_wal_senders": "4"})
+    return private_server(
+        18,
+        {"wal_level": "replica", "max_wal_senders": "4", "max_prepared_transactions": "4"},
+    )
 
 
 @pytest.fixture
@@ -99,6 +104,57 @@ async def test_what_a_primary_had_not_sent_does_not_hide_what_its_successor_writ
         assert events[0].payload == "last"
 
 
+async def test_a_prepared_transaction_that_is_committed_after_a_failover_is_delivered(
+    primary: EmbeddedServer, dsn: str, standby: EmbeddedServer
+) -> None:
+    """Its events are of the timeline before; it was running in every snapshot since."""
+    await asyncio.to_thread(standby.start)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute("BEGIN; SET LOCAL pgnotifybus.wake = off")
+        await connection.execute(APPEND.encode(), ("prepared",))
+        await connection.execute("PREPARE TRANSACTION 'far'")
+    [(end,)] = await execute(dsn, "SELECT pg_current_wal_insert_lsn()::text")
+    await until(standby.dsn, "SELECT pg_last_wal_replay_lsn() >= CAST(%s AS pg_lsn)", end)
+    await asyncio.to_thread(primary.kill)
+    try:
+        await execute(standby.dsn, "SELECT pg_promote()")
+        await _delivers_what_is_prepared(standby.dsn)
+    finally:  # it would hold locks in the tests to come
+        await asyncio.to_thread(primary.start)
+        await execute(dsn, "ROLLBACK PREPARED 'far'")
+
+
+async def _delivers_what_is_prepared(current: str) -> None:
+    async with (
+        EventLog(current) as log,
+        log.follow("orders") as follower,
+        log.consumer("billing", "orders") as consumer,
+    ):
+        await log.prune()
+        await execute(current, APPEND, "1")
+        assert [event.payload for event in await _read(follower, 1)] == ["1"]
+        await log.prune()  # a segment ends here
+        cursor = await log.cursor()
+        await execute(current, "COMMIT PREPARED 'far'")
+        await execute(current, "SELECT pgnotifybus.wake()")
+        assert [event.payload for event in await _read(follower, 1)] == ["prepared"]
+        again = await _read(log.follow("orders", after=cursor), 1)
+        assert [event.payload for event in again] == ["prepared"]
+        got: list[str] = []
+        while len(got) < 2:
+            async with asyncio.timeout(20), consumer.batch() as batch:
+                got += [event.payload for event in batch.events]
+        assert sorted(got) == ["1", "prepared"]
+        side = log._engine.side("test")
+        async with side.use() as runner:
+            assert (await retention.due(runner, "pgnotifybus")).new
+        await side.close()
+        [(known,)] = await execute(current, "SELECT sum(events)::int FROM pgnotifybus.segments")
+        await log.prune()
+        [(more,)] = await execute(current, "SELECT sum(events)::int FROM pgnotifybus.segments")
+        assert more == known + 1
+
+
 async def test_a_cursor_of_the_successor_is_ahead_of_the_old_primary(
     primary: EmbeddedServer, dsn: str, standby: EmbeddedServer
 ) -> None:
@@ -164,6 +220,46 @@ async def test_a_log_restored_from_a_dump_is_noticed_and_goes_on(
         rest = await _read(log.follow("orders", after=everything[10].cursor), 41)
         assert [event.id for event in rest] == [event.id for event in everything[11:]]
         assert await schema.install(there) is False
+
+
+async def test_who_reads_what_was_restored_is_told_what_retention_deletes_of_it(
+    primary: EmbeddedServer, dsn: str, other: str
+) -> None:
+    async with EventLog(dsn) as log:
+        for part in range(2):
+            await _append_many(log, dsn, [f"old {part}"] * 5000)
+            await log.prune()  # a segment ends here
+    restore(primary, other, dump(primary, "postgres"))
+    there = primary.dsn_for(database=other)
+    async with EventLog(there, prune=False) as log:
+        slow = log.follow("orders", after="beginning")
+        cursor = (await _read(slow, 10))[-1].cursor
+        await _append_many(log, there, ["new"] * 10)
+        behind = await log.cursor()
+        # As when it had grown too old: of the segments that were restored, the first one goes.
+        await execute(
+            there,
+            "UPDATE pgnotifybus.segments SET closed_at = closed_at - interval '1 day'"
+            " WHERE id = (SELECT min(id) FROM pgnotifybus.segments)",
+        )
+        assert await log.prune(older_than=timedelta(hours=12)) == 5000
+        with pytest.raises(CursorExpired) as expired:
+            await _read(log.follow("orders", after=cursor), 1)
+        rest = await _read(log.follow("orders", after=expired.value.oldest), 5010)
+        assert [event.payload for event in rest] == ["old 1"] * 5000 + ["new"] * 10
+        assert len(await _read(log.follow("orders", after="beginning"), 5010)) == 5010
+        assert len(await _read(log.follow("orders", after=rest[0].cursor), 5009)) == 5009
+        assert len(await _read(slow, 10_000)) == 10_000  # it had read past what was deleted
+        await execute(there, APPEND, "last")
+        assert [event.payload for event in await _read(log.follow("orders", after=behind), 1)] == [
+            "last"
+        ]
+        assert await log.prune(older_than=timedelta(0)) == 5011
+
+
+async def _append_many(log: EventLog, dsn: str, payloads: list[str]) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await log.append_many(connection, "orders", payloads)
 
 
 async def test_a_log_that_was_made_anew_is_noticed_by_cursors_and_by_who_follows(

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pgnotifybus import schema
-from pgnotifybus.core.position import behind, last_era
+from pgnotifybus.core.position import behind
 from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
 from pgnotifybus.links.base import Link, ServerError
 from pgnotifybus.links.sources import Driver, connector
-from pgnotifybus.log import pacing, reading
+from pgnotifybus.log import pacing, reading, retention
+from pgnotifybus.log.here import look
+from pgnotifybus.log.newer import newer, parameter
 from support.sql import execute
 
 # Whoever plans as if a third of a large table were new would start workers and a compiler.
@@ -44,14 +46,14 @@ async def test_the_reads_of_the_log_go_over_its_index(link: Link) -> None:
         " SELECT 'orders', 'x' FROM generate_series(1, 20000); ANALYZE pgnotifybus.events"
     )
     plans = Plans()
-    here = await run(reading.look("pgnotifybus"), link)
-    era, snapshot = here.now
-    told = pacing._CHANNELS.format(schema="pgnotifybus", era=era, last_era=last_era(era))
+    here = await run(look("pgnotifybus"), link)
+    new = newer("pgnotifybus", here.now, parameter(1), "channel")
+    told = pacing._CHANNELS.format(newer=new)
     for _ in range(2):
         script = reading.read("pgnotifybus", behind(here.epoch, here.now), ["orders"], 500)
         page = await run(script, plans.over(link))
         assert page.rows == []
-        assert len(await plans.over(link).fetch(told, str(snapshot))) == 1
+        assert len(await plans.over(link).fetch(told, str(here.now.snapshot))) == 1
     statements = await link.fetch(
         "SELECT name, cardinality(parameter_types)::text FROM pg_prepared_statements"
         " WHERE name LIKE 'pgnotifybus%'"
@@ -64,6 +66,20 @@ async def test_the_reads_of_the_log_go_over_its_index(link: Link) -> None:
         assert "events_era_xid" in plan
         for dear in ("Gather", "Seq Scan on events", "Bitmap", "JIT"):
             assert dear not in plan, plan
+
+
+async def test_a_segment_is_closed_over_the_index(link: Link) -> None:
+    """However long the log is: only what is in no segment yet is counted."""
+    await link.execute(
+        "INSERT INTO pgnotifybus.events (channel, payload)"
+        " SELECT 'orders', 'x' FROM generate_series(1, 20000); ANALYZE pgnotifybus.events"
+    )
+    assert await retention.cut(link, "pgnotifybus")
+    _, new = await retention._new(link, "pgnotifybus", "id, payload")
+    lines = await link.fetch(f"EXPLAIN {new}")
+    plan = "\n".join(line or "" for (line,) in lines)
+    assert "Seq Scan on events" not in plan
+    assert plan.count("events_era_xid") == 3
 
 
 async def test_a_plan_is_made_for_what_comes_again(link: Link) -> None:

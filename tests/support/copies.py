@@ -61,6 +61,7 @@ def standby_of(primary: EmbeddedServer, password: str) -> EmbeddedServer:
         owner.own(path)
     version = primary.server_version
     settings = {"fsync": "off", "full_page_writes": "off", "hot_standby": "on"}
+    settings["max_prepared_transactions"] = "4"  # at least as many as the primary
     return EmbeddedServer(
         directory, version=version, tcp=True, password=password, settings=settings
     )

@@ -16,6 +16,9 @@ from pgnotifybus.links.base import HARMLESS, Connector, Outlet, Runner
 
 _CLOSE_SECONDS: Final = 2.0
 
+# active_sql_transaction, in_failed_sql_transaction
+_IN_TRANSACTION: Final = ("25001", "25P02")
+
 SLOWEST: Final = 128 * 1024
 """The bytes a second that even a slow network carries: much data has more time."""
 
@@ -80,8 +83,9 @@ class SideLink:
                     raise  # not ours
                 silent = f"the server has not answered for {patience:g} s"
                 raise LinkLost("the bus has ended" if self._closed else silent) from None
-            except HARMLESS:
-                good = True
+            except HARMLESS as error:
+                # In a transaction that nobody has ended, the next one could do nothing.
+                good = getattr(error, "sqlstate", None) not in _IN_TRANSACTION
                 raise
             finally:
                 if not good:

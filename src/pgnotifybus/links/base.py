@@ -214,13 +214,16 @@ class Lender(Connector, Protocol):
 # -- what a listener's session must look like -----------------------------------------------------
 
 # A listener is idle by trade: none of these may end it. Which of them exist depends on the server's
-# version, so the server is asked. An application_name of the user's own is left as it is.
+# version, so the server is asked. An application_name of the user's own is left as it is. A query
+# that nobody waits for any more ends, where the server can notice (PostgreSQL 14, not everywhere).
 PREPARE_SESSION: Final = """\
 SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
  WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout',
                 'statement_timeout', 'transaction_timeout', 'lock_timeout') AND setting <> '0';
 SELECT set_config('application_name', '{application_name}', false)
- WHERE current_setting('application_name') = ''"""
+ WHERE current_setting('application_name') = '';
+SELECT set_config(name, '5000', false) FROM pg_catalog.pg_settings
+ WHERE name = 'client_connection_check_interval' AND pg_catalog.version() LIKE '%linux%'"""
 
 # Asking for the usage also heals: PostgreSQL 18 finds out only then that a queue which was full no
 # longer is, and refuses every NOTIFY until somebody asks.

@@ -20,12 +20,14 @@ from pgnotifybus.links.base import Lender
 from pgnotifybus.log import reading
 from pgnotifybus.log.event import Event
 from pgnotifybus.log.ledger import DeadLetter, Dropped, Entry, Ledger
+from pgnotifybus.log.rows import Page
 from pgnotifybus.log.start import Start, start
-from pgnotifybus.log.tail import IDLE
 from pgnotifybus.log.turn import Turn
 from pgnotifybus.log.wakes import Listener, Wakes
 
 _LONGEST_ERROR: Final = 2000
+_PAGES: Final = 50
+"""So many pages in which there is nothing are passed in one transaction."""
 
 # Of these, a transaction that is tried again may succeed: it was not the event's fault.
 _TRANSIENT: Final = ("40001", "40P01", "55P03")
@@ -172,9 +174,11 @@ class Consumer:
     async def seek(self, after: Any) -> None:
         """Go on from another place: a cursor, `"beginning"`, `"now"` or a point in time.
 
-        Waits for a batch that is open, of whichever process. Failed attempts are forgotten.
+        Waits for a batch that is open, of whichever process, but not for longer than half a minute.
+        Failed attempts are forgotten.
 
         Raises:
+            LinkLost: If a batch was open for longer: try again.
             InvalidCursor, ValueError, TypeError: If it is no place.
             EpochMismatch, CursorExpired: If one cannot go on from there.
             RuntimeError: In the block of a batch of its own, for which it would wait.
@@ -235,7 +239,7 @@ class Consumer:
     async def drop(self) -> bool:
         """Forget the consumer and its dead letters; whether there was one.
 
-        Waits for a batch that is open, of whichever process. Raises as `seek`.
+        Waits for a batch that is open, and raises, as `seek`.
         """
         self._check_outside()
         return await self._turn.once(self._ledger.drop())
@@ -286,6 +290,7 @@ class Consumer:
                 return entry.wait
             size = limit if entry.size is None else min(limit, entry.size)
             position = entry.position
+            pages = 0
             while True:
                 script = reading.read(self._schema, position, self._channels, size)
                 page = await turn.run(work, script)
@@ -293,26 +298,29 @@ class Consumer:
                 if page.rows or not (page.more or position.until is not None):
                     break
                 position = page.end
+                pages += 1
+                if pages == _PAGES:
+                    # Much of other channels lies in between: that it was passed is not lost.
+                    await turn.run(work, self._ledger.store(position))
+                    await turn.commit(work, transaction)
+                    return 0.0
             if page.rows:
                 return _Taken(work, transaction, page.events, entry, page.end, letters=False)
             await self._keep_fresh(work, entry, page)
             await turn.commit(work, transaction)
-            return self._idle_for()
+            return min(page.here.idle, max(self._wakes.check_in(), 0.1))
         except BaseException as error:
             await turn.roll_back(work, transaction, error)
             raise
 
-    async def _keep_fresh(self, work: Work, entry: Entry, page: reading.Page) -> None:
+    async def _keep_fresh(self, work: Work, entry: Entry, page: Page) -> None:
         """Do not let retention overtake a consumer that has nothing to do."""
         now = asyncio.get_running_loop().time()
         newest = entry.position.newest
         moved = newest is None or newest.snapshot.end != page.here.now.snapshot.end
-        if moved and now - self._stored_at > IDLE:
+        if moved and now - self._stored_at > page.here.idle:
             self._stored_at = now
             await self._turn.run(work, self._ledger.store(page.end))
-
-    def _idle_for(self) -> float:
-        return min(IDLE, max(self._wakes.check_in(), 0.1))
 
     # -- inside: ending a batch --------------------------------------------------------------------
 

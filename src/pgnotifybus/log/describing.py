@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 from pgnotifybus.core.names import quote
 from pgnotifybus.database.queries import Query, Script
-from pgnotifybus.log import reading
 from pgnotifybus.log.cursor import Cursor
+from pgnotifybus.log.here import look
 
 _LOG: Final = """\
 SELECT log.epoch::text, log.keep_seconds::text, log.keep_bytes::text,
@@ -56,7 +56,7 @@ class LogContents(NamedTuple):
 
 def describe(schema: str) -> Script[LogContents]:
     """Read all of the log to count what is in it."""
-    here = yield from reading.look(schema)
+    here = yield from look(schema)
     name = quote(schema)
     events = f"{name}.events".replace("'", "''")
     [(epoch, seconds, size, table)] = yield Query(_LOG.format(schema=name, events=events), ())

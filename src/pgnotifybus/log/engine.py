@@ -19,9 +19,11 @@ from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, LinkError
 from pgnotifybus.links.base import Connector, Runner, ServerError
 from pgnotifybus.log import reading
+from pgnotifybus.log.here import look
 from pgnotifybus.log.maintenance import Maintenance
 from pgnotifybus.log.pacing import Pacing
 from pgnotifybus.log.refusals import refusal
+from pgnotifybus.log.rows import Page
 from pgnotifybus.log.start import Start
 from pgnotifybus.log.tail import Seat, Tail
 from pgnotifybus.log.wakes import Wakes
@@ -31,6 +33,8 @@ from pgnotifybus.subscription import Subscription
 R = TypeVar("R")
 
 _TIMEOUT: Final = 10.0
+PRUNE_TIMEOUT: Final = 300.0
+"""The seconds that one statement may take that counts all events."""
 _PAGE: Final = 4000
 
 
@@ -141,7 +145,7 @@ class Engine:
         """Join the live tail."""
         return await self.running().tail.join(channels)
 
-    async def read(self, position: Position, channels: Sequence[str], seat: Seat) -> reading.Page:
+    async def read(self, position: Position, channels: Sequence[str], seat: Seat) -> Page:
         """Read from the table, up to where it was joined. Waits while there is no connection."""
         script = reading.read  # a script runs once: each attempt has one of its own
         return await self._patiently(
@@ -164,13 +168,13 @@ class Engine:
         except ServerError as error:
             raise refusal(error, self._schema, "read the event log") from error
 
-    def side(self, part: str) -> SideLink:
+    def side(self, part: str, timeout: float = _TIMEOUT) -> SideLink:
         """A connection of its own for some part."""
         return SideLink(
             self._source,
             part=part,
             connect_timeout=self._settings.connect_timeout,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
 
     # -- inside -----------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ class Engine:
     async def _check(self, runner: Runner) -> None:
         try:
             await check_version(runner, self._schema)
-            await run(reading.look(self._schema), runner)
+            await run(look(self._schema), runner)
         except ServerError as error:
             raise refusal(error, self._schema, "read the event log") from error
 
@@ -200,7 +204,8 @@ class Engine:
             ("pacemaker", pacing.run),
         ]
         if settings.prune:
-            maintenance = Maintenance(self.side("maintenance"), self._schema)
+            side = self.side("maintenance", timeout=PRUNE_TIMEOUT)
+            maintenance = Maintenance(side, self._schema)
             work.append(("maintenance", maintenance.run))
         tasks = [
             loop.create_task(self._keep_running(name, run), name=f"pgnotifybus {name}")

@@ -21,7 +21,7 @@ from pgnotifybus.log import appending, retention
 from pgnotifybus.log.consumer import Consumer
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.describing import LogContents, describe
-from pgnotifybus.log.engine import Engine, Settings
+from pgnotifybus.log.engine import PRUNE_TIMEOUT, Engine, Settings
 from pgnotifybus.log.event import Event
 from pgnotifybus.log.follower import Follower, names_of
 from pgnotifybus.log.ledger import ConsumerState, consumers
@@ -310,7 +310,8 @@ class EventLog:
         Args:
             channels: One or more; or a single typed channel, for decoded payloads.
             after: Where to begin: a `Cursor` or its text, `"beginning"` (everything that is kept),
-                `"now"`, or a point in time, of appending, by the server's clock.
+                `"now"`, or a point in time: of what has been committed by now, what was appended
+                then or later, by the server's clock; and whatever is committed from now on.
             gaps: Whether a cursor that is expired, or of another log, gives a `Gap` for each
                 channel instead of an error, and then goes on: with the oldest event that is kept,
                 or, in another log, from now on.
@@ -435,7 +436,7 @@ class EventLog:
         if seconds is not None and seconds < 0:
             raise ValueError(f"older_than must not be negative, but is {older_than}")
         self._engine.running()
-        side = self._engine.side("prune")
+        side = self._engine.side("prune", timeout=PRUNE_TIMEOUT)
         try:
             async with side.use() as runner:
                 await retention.cut(runner, self._schema, older_than=seconds, wait=True)

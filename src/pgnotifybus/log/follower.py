@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from pgnotifybus.core.position import Position, behind
-from pgnotifybus.errors import Closed, CursorExpired, EpochMismatch, Lagged
+from pgnotifybus.errors import Closed, CursorExpired, EpochMismatch, EventLogError, Lagged
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.engine import Engine
 from pgnotifybus.log.event import Event
-from pgnotifybus.log.reading import Page
+from pgnotifybus.log.rows import Page
 from pgnotifybus.log.start import Start
 from pgnotifybus.log.tail import Seat
 from pgnotifybus.messages import Gap, GapReason
@@ -175,19 +175,18 @@ class Follower(Generic[Item]):
         if cursor is not None:
             self._position = cursor.position
         self._closed = True
-        self._events, self._index, self._pending, self._page = [], 0, [], None
+        self._events, self._index, self._pending = [], 0, []
         self._leave()
 
     # -- inside -----------------------------------------------------------------------------------
 
     async def _fill(self) -> None:
         """Get more events, or be it a step nearer to them."""
-        if self._closed:
-            raise Closed("this follower is closed")
+        self._check_open()
         try:
             if self._page is not None:
-                page, self._page = self._page, None
-                self._take(page.events, page.end)
+                self._take(self._page.events, self._page.end)
+                self._page = None
             elif self._seat is None:
                 await self._join()
             elif self._live:
@@ -207,14 +206,18 @@ class Follower(Generic[Item]):
             if not self._gaps:
                 raise
             self._gap("epoch", None)
+        except EventLogError:
+            # A row that cannot be read, say: what lies in front of it and behind is read anew.
+            self._leave()
+            raise
 
     async def _catch_up(self, seat: Seat) -> None:
         """Take the next page, and have the one behind it read while this one is handed out."""
         assert self._position is not None
-        if self._ahead is None:
-            self._ahead = self._read_ahead(self._position, seat)
-        await asyncio.wait({self._ahead})  # cancelled, it is there for the next step
-        ahead, self._ahead = self._ahead, None
+        ahead = self._ahead = self._ahead or self._read_ahead(self._position, seat)
+        await asyncio.wait({ahead})  # cancelled, it is there for the next step
+        self._check_open()
+        self._ahead = None
         page = self._page = ahead.result()
         self._live = page.end == behind(seat.epoch, seat.instant)
         if page.more and page.rows:
@@ -230,17 +233,16 @@ class Follower(Generic[Item]):
 
     async def _join(self) -> None:
         seat = await self._engine.join(self._channels)
-        if self._closed:
-            seat.receiver.close()
-            raise Closed("this follower is closed")
-        if self._position is None:
-            try:
+        try:
+            self._check_open()
+            if self._position is None:
                 position = await self._begin(seat)
-            except BaseException:
-                seat.receiver.close()
-                raise
-            self._position = position
-            self._start = None
+                self._check_open()
+                self._position = position
+                self._start = None
+        except BaseException:
+            seat.receiver.close()
+            raise
         self._seat = seat
         # Any other place is looked at first, also one that would be ahead: is it of this log?
         self._live = self._position == behind(seat.epoch, seat.instant)
@@ -274,12 +276,16 @@ class Follower(Generic[Item]):
 
     def _leave(self) -> None:
         seat, self._seat = self._seat, None
-        self._live = False
+        self._live, self._page = False, None
         if self._ahead is not None:
             self._ahead.cancel()
             self._ahead = None
         if seat is not None:
             seat.receiver.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this follower is closed")
 
     def _gap(self, reason: GapReason, position: Position | None) -> None:
         self._before = self.cursor

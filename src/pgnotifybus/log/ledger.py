@@ -19,9 +19,9 @@ from pgnotifybus.links.base import (
     USER_TIMEOUT_MS,
     Rows,
 )
-from pgnotifybus.log import reading
 from pgnotifybus.log.cursor import Cursor
 from pgnotifybus.log.event import NO_HEADERS, Event, headers_text
+from pgnotifybus.log.rows import events_of
 
 _KEEPALIVE: Final = {
     "tcp_keepalives_idle": KEEPALIVE_IDLE,
@@ -119,9 +119,9 @@ SELECT consumer.name, pg_catalog.to_json(consumer.channels)::text, consumer.posi
                 WHERE lock.locktype = 'advisory' AND lock.granted
                   AND lock.database = (SELECT oid FROM pg_catalog.pg_database
                                         WHERE datname = pg_catalog.current_database())
+                  AND lock.objsubid = 1
                   AND (lock.classid, lock.objid) = (
-                        (({space})::bigint & 4294967295)::oid,
-                        ((pg_catalog.hashtext(consumer.name))::bigint & 4294967295)::oid))::text
+                        ({key} >> 32 & 4294967295)::oid, ({key} & 4294967295)::oid))::text
   FROM {schema}.consumers AS consumer ORDER BY consumer.name"""
 
 _DROP: Final = "DELETE FROM {schema}.consumers WHERE name = CAST($1 AS text) RETURNING name"
@@ -185,8 +185,8 @@ class Ledger:
 
     @property
     def turn(self) -> str:
-        """The arguments of the advisory lock of whoever works."""
-        return f"{_space(self.schema)}, pg_catalog.hashtext({literal(self.name)})"
+        """The key of the advisory lock of whoever works."""
+        return _key(self.schema, literal(self.name))
 
     def try_turn(self) -> Script[bool]:
         """Become the one who works, if nobody is.
@@ -308,7 +308,7 @@ class Ledger:
 
 def consumers(schema: str) -> Script[list[ConsumerState]]:
     """All consumers of a log."""
-    rows = yield Query(_ALL.format(schema=quote(schema), space=_space(schema)), ())
+    rows = yield Query(_ALL.format(schema=quote(schema), key=_key(schema, "consumer.name")), ())
     return [
         ConsumerState(
             name or "",
@@ -327,7 +327,7 @@ def consumers(schema: str) -> Script[list[ConsumerState]]:
 def _letters(rows: Rows) -> list[Event[str]]:
     cursors = [Cursor(row[6] or "") for row in rows]
     return [
-        reading.events_of([row[:6]], cursor.position, _NOWHERE)[0]._replace(cursor=cursor)
+        events_of([row[:6]], cursor.position, _NOWHERE)[0]._replace(cursor=cursor)
         for row, cursor in zip(rows, cursors, strict=True)
     ]
 
@@ -336,8 +336,10 @@ def _ids(ids: Any) -> str:
     return "{" + ",".join(str(int(each)) for each in ids) + "}"
 
 
-def _space(schema: str) -> str:
-    return f"pg_catalog.hashtext({literal('pgnotifybus consumer ' + schema)})"
+def _key(schema: str, name: str) -> str:
+    # All 64 bits: of two names with the same key, one would stand by for ever.
+    seed = f"pg_catalog.hashtext({literal('pgnotifybus consumer ' + schema)})"
+    return f"pg_catalog.hashtextextended({name}, {seed})"
 
 
 def _time(text: str | None) -> datetime:

@@ -14,6 +14,7 @@ from pgnotifybus.log import retention
 
 _INTERVAL: Final = 60.0
 _SHORTEST: Final = 1.0
+_NOT_ALLOWED: Final = "42501"  # insufficient_privilege
 IDLE: Final = 300.0
 """The most seconds between two looks, where the last ones found nothing to do."""
 
@@ -35,9 +36,10 @@ class Maintenance:
                 try:
                     interval = await self._once(interval)
                 except ServerError as error:
-                    if error.for_good:
+                    if error.sqlstate == _NOT_ALLOWED:
                         observe.logger.info("pruning the event log is left to others: %s", error)
                         return
+                    observe.logger.debug("pruning the event log failed: %s", error)
                     interval = _INTERVAL
                 except (LinkError, FatalLinkError) as error:
                     observe.logger.debug("pruning the event log failed: %s", error)

@@ -12,15 +12,16 @@ from typing import Final, TypeVar
 from pgnotifybus import observe
 from pgnotifybus.core.backoff import Backoff
 from pgnotifybus.core.load import Belief, Load
-from pgnotifybus.core.names import literal, log_channel, quote
+from pgnotifybus.core.names import literal, log_channel
 from pgnotifybus.core.pacemaker import REST, Pacemaker, Stage
-from pgnotifybus.core.position import Instant, last_era
+from pgnotifybus.core.position import Instant
 from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
-from pgnotifybus.errors import FatalLinkError, LinkError, LinkLost
+from pgnotifybus.errors import LinkLost, PgNotifyBusError
 from pgnotifybus.links.base import Connector, Link, ServerError
-from pgnotifybus.log import reading
+from pgnotifybus.log.here import look
+from pgnotifybus.log.newer import newer, parameter
 from pgnotifybus.log.wakes import Wakes
 from pgnotifybus.log.words import announce, found
 from pgnotifybus.schema.ddl import awake_lock
@@ -41,16 +42,7 @@ _LONGEST_PAUSE: Final = 30.0
 _CHANNELS: Final = """\
 SELECT NULL::text, pg_catalog.pg_current_snapshot()::text
 UNION ALL
-SELECT DISTINCT new.channel, NULL::text
-  FROM (SELECT channel FROM {schema}.events
-         WHERE era = {era}
-           AND xid >= pg_catalog.pg_snapshot_xmax(CAST(CAST($1 AS text) AS pg_snapshot))
-         UNION ALL
-        SELECT channel FROM {schema}.events
-         WHERE era = {era} AND xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(
-                                              CAST(CAST($1 AS text) AS pg_snapshot))))
-         UNION ALL
-        SELECT channel FROM {schema}.events WHERE era > {era} AND era <= {last_era}) AS new"""
+SELECT DISTINCT new.channel, NULL::text FROM ({newer}) AS new"""
 
 
 class Pacing:
@@ -93,7 +85,7 @@ class Pacing:
                     backoff.lived(60.0)
                 else:  # another is in office, and has not said yet how it is
                     await self._until_sure(backoff.next_delay())
-            except (ServerError, LinkError, FatalLinkError) as error:
+            except (ServerError, PgNotifyBusError) as error:
                 # Others may know by now that there was a pacemaker: one of us takes over.
                 backoff.lived(loop.time() - began)
                 delay = backoff.next_delay()
@@ -110,7 +102,7 @@ class Pacing:
             silent_for = wakes.check_in()
             if wakes.belief != "asleep" and silent_for <= 0:
                 wakes.heard_at = asyncio.get_running_loop().time()  # one try for each silence
-                return False
+                return not self._may_be_awake
             if self._may_be_awake and wakes.belief != "awake" and wakes.busy():
                 return False
             timeout = None if silent_for == float("inf") else max(silent_for, 0.01)
@@ -152,7 +144,7 @@ class Pacing:
                     [(got,)] = await _bounded(link, link.fetch(sql))
                     pacemaker = pacemaker.elected(got == "true")
                 case Stage.LOOK:
-                    self._seen = (await _bounded(link, run(reading.look(self._schema), link))).now
+                    self._seen = (await _bounded(link, run(look(self._schema), link))).now
                     pacemaker = pacemaker.looked()
                 case Stage.ANNOUNCE:
                     pacemaker = pacemaker.announcing()
@@ -179,7 +171,7 @@ class Pacing:
                     self._emit(observe.PacemakerChanged("draining"))
                     pacemaker = pacemaker.released()
                 case Stage.MARK:
-                    marked = await _bounded(link, run(reading.look(self._schema), link))
+                    marked = await _bounded(link, run(look(self._schema), link))
                     drains_since = loop.time()
                     pacemaker = pacemaker.marked(marked.now.snapshot.running)
                 case Stage.DRAIN:
@@ -219,8 +211,9 @@ class Pacing:
         """Tell all what is new since the last look; whether anything is."""
         assert self._seen is not None
         era, snapshot = self._seen
-        sql = _CHANNELS.format(schema=quote(self._schema), era=era, last_era=last_era(era))
-        rows = await _bounded(link, self._plans.over(link).fetch(sql, str(snapshot)))
+        new = newer(self._schema, self._seen, parameter(1), "channel")
+        plans = self._plans.over(link)
+        rows = await _bounded(link, plans.fetch(_CHANNELS.format(newer=new), str(snapshot)))
         self.polls += 1
         channels = [channel for channel, _ in rows if channel is not None]
         if channels:

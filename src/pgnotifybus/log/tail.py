@@ -4,11 +4,8 @@ It reads what is new on all followed channels together, and hands it to rings, o
 channels; how many follow a ring costs the database nothing. A ring carries batches: what one
 statement has read, with the place behind it.
 
-A snapshot is used to go on from only once everything that it has seen is on disk. A server that
-crashes gives the ids of transactions that were not on disk to others: behind a snapshot that had
-seen such a one, the event of another would count as read (tests/integration/test_log_crash.py). A
-commit is on disk before others see it, but a rollback is not, nor is a commit with
-synchronous_commit=off.
+A snapshot is used to go on from only once everything that it has seen is on disk, see `durable`
+(tests/integration/test_log_crash.py).
 """
 
 from __future__ import annotations
@@ -25,17 +22,17 @@ from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, EventLogError, FatalLinkError, LinkError, PgNotifyBusError
-from pgnotifybus.links.base import Runner, ServerError
+from pgnotifybus.links.base import ServerError
 from pgnotifybus.log import reading
+from pgnotifybus.log.durable import make_durable
 from pgnotifybus.log.event import Event
+from pgnotifybus.log.here import IDLE, Here, look
 from pgnotifybus.log.refusals import refusal
+from pgnotifybus.log.rows import Page
 from pgnotifybus.log.wakes import Wakes
 
 PAGE: Final = 500
 """The most events in a batch."""
-IDLE: Final = 90.0
-"""The seconds after which is looked, although nothing was heard."""
-_FLUSH_WAITS: Final = (0.001, 0.002, 0.004)
 
 
 class Batch(NamedTuple):
@@ -92,6 +89,7 @@ class Tail:
         self._position: Position | None = None
         self._closed = False
         self._plans = Plans()
+        self._idle = IDLE
         self.reads = 0
 
     async def join(self, channels: Collection[str]) -> Seat:
@@ -149,7 +147,7 @@ class Tail:
         if self._position is None and not self._joiners:
             self._listener.event.clear()
         until_check = self._wakes.check_in() if self._rings else float("inf")
-        timeout = min(IDLE, max(until_check, 0.01)) if self._rings else None
+        timeout = min(self._idle, max(until_check, 0.01)) if self._rings else None
         try:
             async with asyncio.timeout(timeout):
                 await self._listener.event.wait()
@@ -160,62 +158,48 @@ class Tail:
     async def _read_all(self) -> None:
         """Read what is new, hand it on, and let those in who wait."""
         self._forget_empty()
+        # Who joins while it is looked may have read further than that look.
+        waiting = len(self._joiners)
         if self._position is None:
-            if self._joiners:
+            if waiting:
                 here = await self._look()
                 self._position = behind(here.epoch, here.now)
-                self._let_in(len(self._joiners))
+                self._let_in(waiting)
             return
         if self._position.until is not None:  # an error came in between: to the end of that first
             while await self._read_page(fresh=False):
                 pass
         waiting = len(self._joiners)
-        more = await self._read_page(fresh=True, joiners=waiting)
+        more = await self._read_page(fresh=True, wanted=waiting > 0)
         while more:
             await asyncio.sleep(0)  # those who follow take what was handed to them
             more = await self._read_page(fresh=False)
         self._let_in(waiting)
 
-    async def _look(self) -> reading.Here:
+    async def _look(self) -> Here:
         async with self._side.use() as runner:
             self.reads += 1
-            here = await run(reading.look(self._schema), runner)
-            await self._durable(runner, here, write=True)
+            here = await run(look(self._schema), runner)
+            await make_durable(runner, here)
+            self._idle = here.idle
             return here
 
-    async def _read_page(self, *, fresh: bool, joiners: int = 0) -> bool:
+    async def _read_page(self, *, fresh: bool, wanted: bool = False) -> bool:
         """Read a page and hand it on; whether there is more to read at once."""
         assert self._position is not None
         script = reading.read(self._schema, self._position, self._listener.channels, PAGE)
         async with self._side.use() as runner:
             self.reads += 1
             page = await run(script, self._plans.over(runner))
-            needed = bool(page.rows or joiners)
-            if fresh and not await self._durable(runner, page.here, write=needed):
+            if fresh and (page.rows or page.more or wanted):
+                await make_durable(runner, page.here)
+            elif fresh and not page.here.durable:
                 return False  # nothing is lost by going on from where it was
+        self._idle = page.here.idle
         self._hand_on(page)
         return page.more
 
-    async def _durable(self, runner: Runner, here: reading.Here, *, write: bool) -> bool:
-        """Wait until all that was seen is on disk; whether it is.
-
-        Args:
-            runner: The connection to ask over.
-            here: What was seen.
-            write: Whether to have it written, if nobody else does.
-        """
-        if here.durable or not write:
-            return here.durable
-        for wait in _FLUSH_WAITS:  # others commit, or will soon
-            await asyncio.sleep(wait)
-            query = reading.is_durable(here.inserted)
-            [(answer,)] = await runner.fetch(query.sql, *query.parameters)
-            if answer == "true":
-                return True
-        await runner.execute(reading.FLUSH)
-        return True
-
-    def _hand_on(self, page: reading.Page) -> None:
+    def _hand_on(self, page: Page) -> None:
         now = asyncio.get_running_loop().time()
         self._position = page.end
         everything = page.events
@@ -224,7 +208,7 @@ class Tail:
             if len(self._rings) > 1:
                 events = [event for event in everything if event.channel in ring.channels]
             # A place goes stale by retention: those who hear nothing are given a newer one.
-            if events or now - ring.told_at >= IDLE / 2:
+            if events or now - ring.told_at >= self._idle / 2:
                 ring.told_at = now
                 ring.shared.publish((Batch(events, page.end),))
 

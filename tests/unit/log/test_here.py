@@ -7,7 +7,7 @@ import pytest
 from pgnotifybus.core.position import TIMELINE_BITS, Instant, Position, behind
 from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.errors import CursorExpired, EpochMismatch
-from pgnotifybus.log.reading import Here
+from pgnotifybus.log.here import Here
 
 EPOCH = b"12345678"
 ERA = 5 << TIMELINE_BITS | 3
@@ -68,7 +68,35 @@ def test_what_was_deleted_is_told_with_the_oldest_that_is_left(position: Positio
     HERE.check(expired.value.oldest.position)
 
 
-def test_a_floor_of_another_server_is_none() -> None:
-    restored = HERE._replace(floor=Instant(9 << TIMELINE_BITS, Snapshot(50)))
-    assert restored.oldest == Position(EPOCH, ERA, None)
-    restored.check(restored.oldest)
+RESTORED = HERE._replace(floor=Instant(9 << TIMELINE_BITS, Snapshot(50)))
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        RESTORED.oldest,
+        behind(EPOCH, SHORT_OF),
+        Position(EPOCH, ERA, SHORT_OF, GONE_PAST, after=5),
+        Position(EPOCH, ERA, None, GONE_PAST, after=1000),
+    ],
+    ids=["the oldest", "of this server", "on the way from there", "behind what was deleted"],
+)
+def test_what_was_deleted_of_another_server_lies_in_front_of(position: Position) -> None:
+    RESTORED.check(position)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [Position(EPOCH, ERA, None), Position(EPOCH, ERA, None, GONE_PAST, after=999)],
+    ids=["the beginning of old", "on the first way"],
+)
+def test_who_reads_what_was_restored_is_told_what_was_deleted_of_it(position: Position) -> None:
+    with pytest.raises(CursorExpired) as expired:
+        RESTORED.check(position)
+    assert expired.value.oldest.position == Position(EPOCH, ERA, None, HERE.now, 1000)
+
+
+def test_one_waits_no_longer_than_a_third_of_what_is_kept() -> None:
+    assert HERE.idle == 90
+    assert HERE._replace(keep_seconds=3600.0).idle == 90
+    assert HERE._replace(keep_seconds=6.0).idle == 2
