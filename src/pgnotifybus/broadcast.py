@@ -80,6 +80,7 @@ class Shared(Generic[T]):
         "__weakref__",
         "_members",
         "closed",
+        "deliveries",
         "name",
         "on_idle",
         "parking",
@@ -95,6 +96,8 @@ class Shared(Generic[T]):
         self._members: dict[int, weakref.ref[Receiver[T]]] = {}
         self.skipped = 0
         """Values that receivers have been told they have missed, all together."""
+        self.deliveries = 0
+        """Values times the receivers that were there; who publishes counts them."""
         self.closed = False
         self.name = name
         self.on_idle = on_idle
@@ -155,6 +158,18 @@ class Shared(Generic[T]):
             if receiver is not None and (lost := oldest - receiver._cursor.position) > 0:
                 behind.append(lost)
         return behind
+
+    def unread(self) -> int:
+        """How many values the receiver that is furthest behind has not read; from any thread."""
+        # The positions first: what is sent meanwhile must not make it less than nothing.
+        positions = []
+        for member in self._members.copy().values():
+            receiver = member()
+            if receiver is not None:
+                cursor = receiver._cursor
+                if not receiver._closed:  # then it is no longer the cursor of this ring
+                    positions.append(cursor.position)
+        return self.ring.tail - min(positions) if positions else 0
 
     def join(self, receiver: Receiver[T]) -> None:
         self._members[id(receiver)] = weakref.ref(receiver)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,8 @@ from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 from pgnotifybus import observe, watch
-from pgnotifybus.channels import Channels
+from pgnotifybus.broadcast import Shared
+from pgnotifybus.channels import Channels, Totals
 from pgnotifybus.core.health import STATES, State
 from pgnotifybus.core.names import SCHEMA, check_channel, check_channels, check_schema
 from pgnotifybus.core.ring import Ring
@@ -77,6 +79,13 @@ class ChannelStatistics:
     """Messages that a receiver that is behind could still read."""
     capacity: int
     receivers: int
+    deliveries: int
+    """Messages times the receivers that each was handed to."""
+    skipped: int
+    """Messages that receivers have been told they have missed, as they were too slow."""
+    unread: int
+    """Messages that the receiver that is furthest behind has not read yet. More than `capacity` of
+    them: it has lost some, and does not know yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,8 @@ class Statistics:
     unrouted: int
     """Of those, the ones for a channel that nobody subscribes to any more."""
     channels: dict[str, ChannelStatistics]
+    former: Totals
+    """What was counted for channels that were listened to at run time, and have been left."""
 
 
 class PgNotifyBus:
@@ -118,7 +129,7 @@ class PgNotifyBus:
         backoff_maximum: float = 30.0,
         direct_dsn: str | None = None,
         schema: str = SCHEMA,
-        observer: observe.Observer | None = None,
+        observer: observe.Observer | Iterable[observe.Observer] | None = None,
     ) -> None:
         """Describe a bus; no I/O.
 
@@ -145,13 +156,14 @@ class PgNotifyBus:
             direct_dsn: Where to listen if the source turns out to be a pooler that swallows
                 notifications: the server's own address. Sending goes on through the source.
             schema: The schema of the spill table, as `schema.install` was told.
-            observer: Called with every event of `pgnotifybus.observe`.
+            observer: Called with every event of `pgnotifybus.observe`; or several of them. See also
+                `add_observer`.
 
         Raises:
             InvalidChannel: If a name cannot be a channel; the message says why.
             ValueError: If a number is outside its range, the DSN is malformed, or no schema can
                 have this name.
-            TypeError: If the source is of an unknown kind.
+            TypeError: If the source is of an unknown kind, or an observer cannot be called.
             MissingExtra: If the driver for a DSN is not installed.
         """
         if not isinstance(channels, str | bytes):
@@ -173,6 +185,7 @@ class PgNotifyBus:
         self._schema = check_schema(schema)
         self._fetcher = Fetcher(self._side("fetcher"), schema, self._emit)
         self._channels = Channels(names, capacity, self._fetcher.fetch)
+        self._channels.on_timed = self._timed
         self._generation, _ = watch.channel(0)
         direct = None if direct_dsn is None else connector(direct_dsn, driver)
         self._supervisor = Supervisor(
@@ -443,7 +456,7 @@ class PgNotifyBus:
         await send(self._notifier, message(channel, payload, envelope), self._schema)
 
     def health(self) -> Health:
-        """How the link is now, as a frozen snapshot."""
+        """How the link is now, as a frozen snapshot. May be called from any thread."""
         status, condition = self._supervisor.status, self._supervisor.condition.borrow()
         return Health(
             state=condition.state,
@@ -491,22 +504,31 @@ class PgNotifyBus:
         return self.health()
 
     def statistics(self) -> Statistics:
-        """What has gone through the bus so far, as a frozen snapshot."""
-        channels = {
-            name: ChannelStatistics(
-                received=shared.ring.tail,
-                kept=shared.ring.tail - shared.ring.oldest,
-                capacity=shared.ring.capacity,
-                receivers=shared.receivers,
-            )
-            for name, shared in self._channels.all().items()
-        }
+        """What has gone through the bus so far, as a frozen snapshot.
+
+        It looks at every receiver: ten thousand of them take some milliseconds. May be called from
+        any thread; the numbers may then be of slightly different moments.
+        """
+        shareds, former = self._channels.account()
+        channels = {name: _statistics(shared) for name, shared in shareds.items()}
         return Statistics(
             generation=self._generation.borrow(),
             received=self._channels.received,
             unrouted=self._channels.unrouted,
             channels=channels,
+            former=former,
         )
+
+    def add_observer(self, observer: observe.Observer) -> Callable[[], None]:
+        """Have one more observer called with every event of `pgnotifybus.observe`, from now on.
+
+        Returns:
+            A function that ends it; calling it again does nothing.
+
+        Raises:
+            TypeError: If it cannot be called.
+        """
+        return self._emit.add(observer)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -545,6 +567,11 @@ class PgNotifyBus:
                 self._generation.close()
                 self._emit(observe.Stopped(self._generation.borrow()))
 
+    def _timed(self, channel: str, sent: list[float]) -> None:
+        if self._emit.observed:
+            now = time.time()
+            self._emit(observe.MessagesTimed(channel, tuple(now - each for each in sent)))
+
     def _side(self, part: str) -> SideLink:
         return SideLink(
             self._connector,
@@ -577,6 +604,20 @@ class PgNotifyBus:
                 "connection: make the bus after the fork (gunicorn: in post_fork or at startup "
                 "of the application)"
             )
+
+
+def _statistics(shared: Shared[str]) -> ChannelStatistics:
+    ring = shared.ring
+    oldest, tail = ring.oldest, ring.tail  # in this order: never less than nothing
+    return ChannelStatistics(
+        received=tail,
+        kept=min(tail - oldest, ring.capacity),
+        capacity=ring.capacity,
+        receivers=shared.receivers,
+        deliveries=shared.deliveries,
+        skipped=shared.skipped,
+        unread=shared.unread(),
+    )
 
 
 async def _fired(shutdown: asyncio.Event | watch.Receiver[bool]) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pgnotifybus.broadcast import Shared
@@ -26,6 +27,15 @@ _TELL_SECONDS: Final = 1.0
 
 Fetch = Callable[[Shared[str], int, Placeholder, Reference], None]
 """Sees to it that the placeholder at a position of a channel is settled, or lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was counted for channels that were listened to at run time, and have been left."""
+
+    received: int = 0
+    deliveries: int = 0
+    skipped: int = 0
 
 
 class Membership:
@@ -68,7 +78,12 @@ class Channels:
         """When the newest of them came, by the clock of the loop."""
         self.on_traffic: Callable[[], None] | None = None
         """Called after messages have come in, about once a second at the most."""
+        self.on_timed: Callable[[str, list[float]], None] | None = None
+        """Called with the times of sending, in Unix time, of messages that carry one."""
         self._told_at = float("-inf")
+        self._former = Totals()
+        self._edits = 0
+        """Odd while a channel is on its way from the channels to the totals."""
         for name in configured:
             self._add(name, configured=True)
 
@@ -81,6 +96,17 @@ class Channels:
     def all(self) -> dict[str, Shared[str]]:
         """Every channel there is now."""
         return {name: channel.shared for name, channel in self._channels.items()}
+
+    def account(self) -> tuple[dict[str, Shared[str]], Totals]:
+        """Every channel there is now, and what was counted for all that there were before.
+
+        From any thread: a channel that is left meanwhile is in one of them, and not in both.
+        """
+        while True:
+            before = self._edits
+            channels, former = self._channels.copy(), self._former
+            if before == self._edits and not before % 2:
+                return {name: channel.shared for name, channel in channels.items()}, former
 
     def subscribe(self, name: str, make: Callable[[Shared[str]], R]) -> R | None:
         """A receiver of a configured channel, for what arrives from now on."""
@@ -210,7 +236,7 @@ class Channels:
         if shared is None:
             self.unrouted += len(payloads)
         elif all_plain(payloads):
-            shared.publish(payloads, pids)
+            shared.deliveries += len(payloads) * shared.publish(payloads, pids)
         else:
             self._deliver_unpacked(shared, payloads, pids)
 
@@ -245,11 +271,14 @@ class Channels:
         values: list[Any] = []
         labels: list[Label] = []
         promised: dict[int, tuple[Placeholder, Reference]] = {}
+        sent: list[float] = []
         for wire, pid in zip(wires, pids, strict=True):
             envelope = unpack(wire)
             label: Label = pid
             if envelope is not None and envelope.stamp != NO_STAMP:
                 label = (pid, envelope.stamp)
+                if envelope.stamp.sent_at is not None:
+                    sent.append(envelope.stamp.sent_at)
             match envelope:
                 case None:
                     values.append(wire)
@@ -260,15 +289,26 @@ class Channels:
                     promised[len(values)] = placeholder, envelope
                     values.append(placeholder)
             labels.append(label)
+        if sent and self.on_timed is not None:
+            self.on_timed(shared.name, sent)
         first = shared.ring.tail
-        if shared.publish(values, labels, list(promised)):
+        if receivers := shared.publish(values, labels, list(promised)):
+            shared.deliveries += len(values) * receivers
             for index, (placeholder, reference) in promised.items():
                 self._fetch(shared, first + index, placeholder, reference)
 
     def _forget(self, name: str) -> None:
         channel = self._channels.get(name)
         if channel is not None and not channel.wanted:
+            shared, former = channel.shared, self._former
+            self._edits += 1
             del self._channels[name]
+            self._former = Totals(
+                former.received + shared.ring.tail,
+                former.deliveries + shared.deliveries,
+                former.skipped + shared.skipped,
+            )
+            self._edits += 1
 
     def _touch(self, name: str) -> None:
         self._subscriptions.touch(name)

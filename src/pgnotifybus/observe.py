@@ -1,18 +1,19 @@
 """What happens to a bus, as one stream of frozen events. Layer: leaf.
 
-An observer is any callable that takes an event. It is called in the event loop, so it must be
-quick; what it raises is logged and does no harm. The same stream feeds the log and the tests: what
-counts reconnects in production is what a test waits for.
+An observer is any callable that takes an event. The same stream feeds the log, the metrics and the
+tests: what counts reconnects in production is what a test waits for.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from pgnotifybus.core.health import State
+from pgnotifybus.core.repetition import Repetition
 from pgnotifybus.errors import BehindPooler, PgNotifyBusError
 
 logger = logging.getLogger("pgnotifybus")
@@ -135,6 +136,16 @@ class PacemakerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class MessagesTimed:
+    """Messages have come whose envelopes say when they were sent (`bus.envelope(timed=True)`)."""
+
+    channel: str
+    seconds: tuple[float, ...]
+    """How long each was under way: from when it was sent, which is before the commit, by the clock
+    of the sender, until it was handed on, by ours. Below 0 if the clocks differ."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReceiversLagged:
     """Receivers of a channel are too slow; told about once a second at the most."""
 
@@ -190,6 +201,7 @@ Event = (
     | PublishRefused
     | LogDelayed
     | PacemakerChanged
+    | MessagesTimed
     | ReceiversLagged
     | DeliveryUnproven
     | TurnedToDirect
@@ -197,31 +209,67 @@ Event = (
     | Stopped
 )
 
-Observer = Callable[[Event], None]
+
+class Observer(Protocol):
+    """Anything that can be called with an event: a function, a method, an object.
+
+    It is called in the event loop, between two things that the bus does, so it must be quick and
+    must not block. What it raises is logged, and disturbs neither the bus nor other observers.
+    """
+
+    def __call__(self, event: Event, /) -> object: ...
 
 
 class Emitter:
-    """Tells the log and the observer, and lets neither disturb the bus."""
+    """Tells the log and the observers, and lets none of them disturb the bus."""
 
-    __slots__ = ("_last_failure", "_observer")
+    __slots__ = ("_clock", "_observers", "_repetition")
 
-    def __init__(self, observer: Observer | None) -> None:
-        self._observer = observer
-        self._last_failure: str | None = None
+    def __init__(
+        self,
+        observers: Observer | Iterable[Observer] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make one.
+
+        Raises:
+            TypeError: If an observer cannot be called.
+        """
+        self._observers = several(observers)
+        self._clock = clock
+        self._repetition = Repetition()
+
+    def add(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more, from now on; what is returned ends that, and does nothing the next time.
+
+        Raises:
+            TypeError: If it cannot be called.
+        """
+        handle = _Added(_checked(observer))
+        self._observers = (*self._observers, handle)
+
+        def remove() -> None:
+            self._observers = tuple(each for each in self._observers if each is not handle)
+
+        return remove
+
+    @property
+    def observed(self) -> bool:
+        """Whether anybody but the log is told."""
+        return bool(self._observers)
 
     def __call__(self, event: Event) -> None:
         self._log(event)
-        if self._observer is None:
-            return
-        try:
-            self._observer(event)
-        except Exception:
-            logger.exception("the observer failed on %r", event)
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("the observer failed on %r", event)
 
     def _log(self, event: Event) -> None:
         match event:
             case LinkUp():
-                self._last_failure = None
+                self._repetition.forget()
                 logger.info(
                     "listening to %d channel(s): generation %d, server %s, PID %d",
                     event.channels,
@@ -239,7 +287,7 @@ class Emitter:
             case ConnectFailed():
                 # A server that is away for an hour is told once, not 120 times.
                 logger.log(
-                    self._level(str(event.error)),
+                    self._level(event, str(event.error)),
                     "attempt %d to connect failed: %s; next in %.1f s",
                     event.attempt,
                     event.error,
@@ -247,7 +295,7 @@ class Emitter:
                 )
             case ProbeRefused():
                 logger.log(
-                    self._level(event.reason),
+                    self._level(event, event.reason),
                     "the server answers probes, but refuses to say what the session listens to "
                     "(%s): grant EXECUTE on pg_listening_channels, or pass probe_interval=None",
                     event.reason,
@@ -262,13 +310,13 @@ class Emitter:
                 )
             case PayloadsLost():
                 logger.log(
-                    self._level(event.reason),
+                    self._level(event, event.reason),
                     "payloads could not be fetched from the spill table: %s",
                     event.reason,
                 )
             case PublishDelayed():
                 logger.log(
-                    self._level(str(event.error)),
+                    self._level(event, str(event.error)),
                     "a publisher holds %d message(s) and will try again in %.1f s: %s",
                     event.waiting,
                     event.retry_in,
@@ -283,7 +331,7 @@ class Emitter:
                 )
             case LogDelayed():
                 logger.log(
-                    self._level(str(event.error)),
+                    self._level(event, str(event.error)),
                     "%s failed: %s; trying again in %.1f s",
                     event.doing,
                     event.error,
@@ -291,7 +339,7 @@ class Emitter:
                 )
             case DeliveryUnproven():
                 logger.log(
-                    self._level(event.reason),
+                    self._level(event, event.reason),
                     "a pooler is in between, and whether it delivers notifications could not be "
                     "tried: %s",
                     event.reason,
@@ -300,7 +348,10 @@ class Emitter:
                 logger.warning("%s: connecting to direct_dsn from now on", event.error.cause)
             case StateChanged(new="lagging"):
                 logger.log(
-                    self._level(event.cause or ""), "lagging: %s. %s", event.cause, event.advice
+                    self._level(event, event.cause or ""),
+                    "lagging: %s. %s",
+                    event.cause,
+                    event.advice,
                 )
             case (
                 ProbeAnswered()
@@ -311,9 +362,43 @@ class Emitter:
                 | Stopped()
             ):
                 logger.debug("%r", event)
+            case MessagesTimed():
+                pass  # for metrics: it comes with the messages, which nobody logs either
 
-    def _level(self, failure: str) -> int:
+    def _level(self, event: Event, failure: str) -> int:
         """A warning the first time; the same again and again is only told to who debugs."""
-        level = logging.DEBUG if failure == self._last_failure else logging.WARNING
-        self._last_failure = failure
-        return level
+        news = self._repetition.is_news(f"{type(event).__name__}: {failure}", self._clock())
+        return logging.WARNING if news else logging.DEBUG
+
+
+class _Added:
+    """One observer that was added: the same one may be added twice, and removed once."""
+
+    __slots__ = ("_observer",)
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def __call__(self, event: Event, /) -> None:
+        self._observer(event)
+
+
+def several(observers: Observer | Iterable[Observer] | None) -> tuple[Observer, ...]:
+    """What was given as `observer=`, as a tuple.
+
+    Raises:
+        TypeError: If one of them cannot be called.
+    """
+    if observers is None:
+        return ()
+    each = observers if isinstance(observers, Iterable) and not callable(observers) else [observers]
+    return tuple(map(_checked, each))
+
+
+def _checked(observer: Any) -> Observer:
+    if not callable(observer):
+        raise TypeError(
+            f"an observer must be something to call with an event, not {type(observer).__name__}"
+        )
+    called: Observer = observer
+    return called

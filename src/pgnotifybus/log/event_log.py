@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 from pgnotifybus import observe
-from pgnotifybus.bus import PgNotifyBus
+from pgnotifybus.bus import Health, PgNotifyBus
 from pgnotifybus.core.names import SCHEMA, check_channels, check_schema, log_channel
 from pgnotifybus.core.position import behind
 from pgnotifybus.database.callers import async_caller, sync_caller
@@ -87,7 +87,7 @@ class EventLog:
         driver: Driver | None = None,
         probe_interval: float | None = 60.0,
         connect_timeout: float = 10.0,
-        observer: observe.Observer | None = None,
+        observer: observe.Observer | Iterable[observe.Observer] | None = None,
     ) -> None:
         """Describe a log; no I/O.
 
@@ -105,7 +105,8 @@ class EventLog:
             probe_interval: The seconds of silence after which the listening connection is asked
                 whether it is still there; None for never.
             connect_timeout: The seconds that connecting to one host may take.
-            observer: Called with every event of `pgnotifybus.observe`.
+            observer: Called with every event of `pgnotifybus.observe`; or several of them. See also
+                `add_observer`.
 
         Raises:
             ValueError, TypeError, MissingExtra: As for `PgNotifyBus`.
@@ -114,7 +115,8 @@ class EventLog:
         if payload_limit < 1:
             raise ValueError(f"payload_limit must be at least 1 byte, not {payload_limit}")
         self._limit = payload_limit
-        self._emit = observe.Emitter(observer)
+        observers = observe.several(observer)  # once: it may be an iterator
+        self._emit = observe.Emitter(observers)
         self._connector = connector(source, driver)
         self._connect_timeout = connect_timeout
         bus = PgNotifyBus(
@@ -125,8 +127,9 @@ class EventLog:
             probe_interval=probe_interval,
             connect_timeout=connect_timeout,
             schema=schema,
-            observer=observer,
+            observer=observers,
         )
+        self._bus = bus
         settings = Settings(schema, capacity, pacemaker, prune, connect_timeout)
         self._engine = Engine(self._connector, bus, settings, self._emit)
         self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
@@ -456,6 +459,30 @@ class EventLog:
             pacemaker_polls=parts.pacing.polls if parts is not None else 0,
             pacemaker=parts.wakes.belief if parts is not None else "asleep",
         )
+
+    def health(self) -> Health:
+        """How the listening connection is now, as a frozen snapshot. May be called from any thread.
+
+        While it is not live, followers get what is new when there is a connection again.
+        """
+        return self._bus.health()
+
+    def add_observer(self, observer: observe.Observer) -> Callable[[], None]:
+        """Have one more observer called with every event of `pgnotifybus.observe`, from now on.
+
+        Returns:
+            A function that ends it; calling it again does nothing.
+
+        Raises:
+            TypeError: If it cannot be called.
+        """
+        ends = [self._emit.add(observer), self._bus.add_observer(observer)]
+
+        def remove() -> None:
+            for end in ends:
+                end()
+
+        return remove
 
     # -- entering and leaving ---------------------------------------------------------------------
 
