@@ -6,8 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +14,12 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, Counter
 
-from pgnotifybus import EventLog, Lagged, PgNotifyBus, observe, schema
+from pgnotifybus import EventLog, PgNotifyBus, observe, schema
 from pgnotifybus.metrics import opentelemetry, prometheus
 from pgnotifybus.metrics.definition import METRICS, OF_A_BUS, OF_A_LOG, Metric
+from support.eventful import eventful
 from support.recorder import Recorder
 from support.scraped import Scrape
-from support.sql import kill_listener
 
 
 @pytest.fixture
@@ -53,38 +52,6 @@ def exported(reader: InMemoryMetricReader) -> dict[str, dict[tuple[str, ...], An
                     attributes.pop("bus")
                     points[tuple(map(str, attributes.values()))] = point
     return found
-
-
-@asynccontextmanager
-async def eventful(dsn: str, *instruments: Any) -> AsyncIterator[PgNotifyBus]:
-    """A bus to which everything has happened that leaves a number behind."""
-    recorder = Recorder()
-    async with PgNotifyBus(
-        dsn, ["orders", "jobs"], capacity=2, probe_interval=0.02, observer=recorder
-    ) as bus:
-        for instrument in instruments:
-            instrument(bus)
-        slow, quick = bus.subscribe("orders"), bus.subscribe("orders")
-        assert slow is not None
-        assert quick is not None
-        room = await bus.listen("room")
-        await bus.notify("room", "left")
-        await room.recv()
-        room.close()
-        await recorder.wait_for(observe.ChannelsChanged, where=lambda e: bool(e.unlistened))
-        other = await bus.listen("another room")
-        await bus.notify("another room", "kept")
-        await other.recv()
-        for number in range(5):
-            await bus.notify("orders", str(number), envelope=bus.envelope(timed=True))
-            assert await quick.recv() == str(number)
-        with pytest.raises(Lagged):
-            slow.try_recv()
-        await kill_listener(dsn)
-        await recorder.wait_for(observe.LinkUp, 2)
-        await recorder.wait_for(observe.ProbeAnswered, where=lambda e: e.generation == 2)
-        await bus.wait_until("live", timeout=10)
-        yield bus
 
 
 # -- Prometheus -----------------------------------------------------------------------------------
