@@ -26,7 +26,7 @@ ALL: Final = "(all)"
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
-_SUFFIXES: Final = {"s": "_seconds", "1": "_ratio"}
+_SUFFIXES: Final = {"s": "_seconds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ PROBE_DURATION: Final = Metric(
     buckets=_SECONDS,
 )
 QUEUE_USAGE: Final = Metric(
-    "queue.usage",
+    "queue.usage_ratio",  # exporters of OpenTelemetry differ in whether they add it
     "gauge",
     "1",
     "How full the server's notification queue was at the last connect or probe; absent if unknown",
