@@ -13,13 +13,13 @@ import pytest
 
 from pgnotifybus import PgNotifyBus, observe
 from pgnotifybus.links.sources import Driver
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 async def test_a_blocked_loop_is_not_a_dead_server(database18: str, driver: Driver) -> None:
     """Trap 8, for longer than the interval and the deadline of a probe together."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18,
         ["a"],
@@ -37,7 +37,7 @@ async def test_a_blocked_loop_is_not_a_dead_server(database18: str, driver: Driv
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 async def test_blocked_just_after_a_probe_was_sent(database18: str, driver: Driver) -> None:
     """The answer is in the socket when the timer of its deadline fires."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18,
         ["a"],

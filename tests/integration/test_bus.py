@@ -23,7 +23,7 @@ from pgnotifybus import (
     observe,
     watch,
 )
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.sql import execute
 
 
@@ -323,7 +323,7 @@ async def test_one_connection_whatever_the_number_of_subscribers(database18: str
 
 async def test_probes_cost_no_transaction_id_and_no_wal(database18: str) -> None:
     """Trap 35: liveness without NOTIFY."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, ["c"], probe_interval=0.02, observer=recorder):
         await recorder.wait_for(observe.ProbeAnswered, 2)
         question = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
@@ -335,7 +335,7 @@ async def test_probes_cost_no_transaction_id_and_no_wal(database18: str) -> None
 
 async def test_without_probes_the_database_is_left_alone(database18: str) -> None:
     """Trap 12: a database that scales to zero may sleep."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, ["c"], probe_interval=None, observer=recorder) as bus:
         question = (
             "SELECT pid, state_change FROM pg_stat_activity"

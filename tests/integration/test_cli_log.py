@@ -12,15 +12,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from pgnotifybus import EventLog, schema
 from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.testing import FaultProxy
 from support.program import Program, run, running, wait_for
-from support.proxy import FaultProxy
 from support.waiting import until
 
 PIPE = subprocess.PIPE
@@ -309,15 +308,14 @@ async def test_a_commit_that_was_not_answered_is_asked_about_and_not_repeated(ds
         " CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON pgnotifybus.events"
         " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()",
     )
-    parts = urlsplit(dsn)
-    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
-        arguments = ("log", "append", "a", "-", "--json", "--dsn", proxy.dsn_from(dsn))
+    async with FaultProxy.in_front_of(dsn) as proxy:
+        arguments = ("log", "append", "a", "-", "--json", "--dsn", proxy.dsn)
         with psycopg.connect(dsn) as other, running(*arguments, stdin=PIPE) as program:
             other.execute("SELECT pg_advisory_xact_lock(7)")
             program.write(b"once\n")
             program.close_stdin()
             await asyncio.to_thread(wait_for, lambda: waits_for_a_lock(dsn))
-            await proxy.cut_rst()
+            await proxy.reset()
             await proxy.wait_connected(2)  # it asks what has become of it
             other.commit()
             assert await asyncio.to_thread(program.end) == 0

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
@@ -16,8 +15,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from pgnotifybus import Closed, EpochMismatch, EventLog, EventLogError, PoolTooSmall, schema
 from pgnotifybus.log.consumer import Consumer
+from pgnotifybus.testing import FaultProxy
 from support.callers import sqlalchemy_url
-from support.proxy import FaultProxy
 from support.sql import execute
 from support.waiting import until, until_waits
 
@@ -110,17 +109,14 @@ async def test_an_event_of_a_transaction_that_commits_late_is_delivered(
 # -- who works ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["cut_rst", "cut_fin", "half_close"])
+@pytest.mark.parametrize("fault", ["reset", "cut", "close_server_side"])
 async def test_another_takes_over_when_the_network_is_cut(
     dsn: str, log: EventLog, fault: str
 ) -> None:
     await append(dsn, "1", "2")
-    parts = urlsplit(dsn)
-    assert parts.hostname is not None
-    assert parts.port is not None
     async with (
-        FaultProxy(parts.hostname, parts.port) as proxy,
-        EventLog(proxy.dsn_from(dsn)) as far,
+        FaultProxy.in_front_of(dsn) as proxy,
+        EventLog(proxy.dsn) as far,
         far.consumer("billing", "orders") as theirs,
         log.consumer("billing", "orders") as ours,
     ):

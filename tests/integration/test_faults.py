@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
@@ -29,8 +28,7 @@ from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links import base
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.subscription import Subscription
-from support.proxy import FaultProxy
-from support.recorder import Recorder
+from pgnotifybus.testing import FaultProxy, RecordingObserver
 from support.sql import execute, kill_listener
 
 PrivateServer = Callable[..., EmbeddedServer]
@@ -49,7 +47,7 @@ class Subject:
     """A bus under test, with a receiver on two configured channels and one of run time."""
 
     bus: PgNotifyBus
-    recorder: Recorder
+    recorder: RecordingObserver
     publish: str
     """The DSN to publish on, which bypasses the fault."""
     receivers: dict[str, Subscription] = field(default_factory=dict)
@@ -74,8 +72,8 @@ class Subject:
 
     async def up_again(self, generation: int = 2) -> float:
         """Wait for the next link; the seconds from the loss to it."""
-        down = await self.recorder.wait_for(observe.LinkDown, generation - 1, within=40)
-        up = await self.recorder.wait_for(observe.LinkUp, generation, within=40)
+        down = await self.recorder.wait_for(observe.LinkDown, generation - 1, timeout=40)
+        up = await self.recorder.wait_for(observe.LinkUp, generation, timeout=40)
         assert up.generation == generation == self.bus.health().generation
         assert isinstance(down.error, LinkLost)
         return down.seconds
@@ -97,19 +95,11 @@ class Subject:
         assert len(self.recorder.of(observe.LinkDown)) == 1
 
 
-def proxied(dsn: str) -> FaultProxy:
-    """A proxy in front of the server of a DSN."""
-    parts = urlsplit(dsn)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    return FaultProxy(parts.hostname, parts.port)
-
-
 @contextlib.asynccontextmanager
 async def running(
     source: object, driver: Driver | None, publish: str | None = None, **options: float
 ) -> AsyncIterator[Subject]:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     bus = PgNotifyBus(
         source,
         ["a", "b"],
@@ -192,10 +182,10 @@ async def test_a_failed_listen_is_no_generation(database18: str, driver: Driver)
 
 async def test_a_refused_connection_is_no_generation(database18: str, driver: Driver) -> None:
     """Trap 9: attempts go on, each later than the one before."""
-    async with proxied(database18) as proxy:
-        async with running(proxy.dsn_from(database18), driver, publish=database18) as subject:
+    async with FaultProxy.in_front_of(database18) as proxy:
+        async with running(proxy.dsn, driver, publish=database18) as subject:
             await proxy.refuse()
-            await proxy.cut_rst()
+            await proxy.reset()
             await subject.recorder.wait_for(observe.ConnectFailed, 3)
             await proxy.heal()
             await subject.up_again()
@@ -210,27 +200,27 @@ async def test_a_refused_connection_is_no_generation(database18: str, driver: Dr
 @pytest.mark.parametrize("how", ["rst", "fin"])
 async def test_the_connection_is_cut(database18: str, driver: Driver, how: str) -> None:
     """Trap 1."""
-    async with proxied(database18) as proxy:
-        async with running(proxy.dsn_from(database18), driver, publish=database18) as subject:
-            await (proxy.cut_rst() if how == "rst" else proxy.cut_fin())
+    async with FaultProxy.in_front_of(database18) as proxy:
+        async with running(proxy.dsn, driver, publish=database18) as subject:
+            await (proxy.reset() if how == "rst" else proxy.cut())
             await subject.up_again()
             await subject.check()
 
 
-@pytest.mark.parametrize("fault", ["both", "up", "down", "half-closed"])
+@pytest.mark.parametrize("fault", ["both", "up", "down", "server side closed"])
 async def test_a_black_hole_is_noticed(database18: str, driver: Driver, fault: str) -> None:
     """Trap 5: no FIN, no RST, nothing; and a proxy that keeps the client's side open."""
-    async with proxied(database18) as proxy:
+    async with FaultProxy.in_front_of(database18) as proxy:
         async with running(
-            proxy.dsn_from(database18),
+            proxy.dsn,
             driver,
             publish=database18,
             probe_interval=0.3,
             probe_timeout=0.5,
             connect_timeout=2,
         ) as subject:
-            if fault == "half-closed":
-                await proxy.half_close()
+            if fault == "server side closed":
+                await proxy.close_server_side()
             else:
                 await proxy.stall(fault)  # type: ignore[arg-type]
             began = time.monotonic()
@@ -244,13 +234,13 @@ async def test_a_black_hole_is_noticed(database18: str, driver: Driver, fault: s
 
 async def test_a_black_hole_is_noticed_within_ten_seconds_by_default(database18: str) -> None:
     """Trap 5, with the defaults that users get."""
-    async with proxied(database18) as proxy:
-        async with running(proxy.dsn_from(database18), "psycopg", publish=database18) as subject:
+    async with FaultProxy.in_front_of(database18) as proxy:
+        async with running(proxy.dsn, "psycopg", publish=database18) as subject:
             await proxy.stall()
             began = time.monotonic()
             await subject.recorder.wait_for(observe.LinkDown)
             assert time.monotonic() - began < 10
-            await proxy.cut_rst()
+            await proxy.reset()
             await proxy.heal()
             await subject.up_again()
             await subject.check()
@@ -280,7 +270,7 @@ async def test_a_session_that_no_longer_listens_is_noticed(database18: str) -> N
         made.append(await psycopg.AsyncConnection.connect(database18, autocommit=True))
         return made[-1]
 
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         fresh, ["a"], observer=recorder, probe_interval=0.05, backoff_initial=0.05
     ):
@@ -341,10 +331,10 @@ async def test_wishes_taken_back_during_an_outage_leave_nothing(
     database18: str, driver: Driver
 ) -> None:
     """Invariant 6, while there is no link that could be asked."""
-    async with proxied(database18) as proxy:
-        async with running(proxy.dsn_from(database18), driver, publish=database18) as subject:
+    async with FaultProxy.in_front_of(database18) as proxy:
+        async with running(proxy.dsn, driver, publish=database18) as subject:
             await proxy.refuse()
-            await proxy.cut_rst()
+            await proxy.reset()
             await subject.recorder.wait_for(observe.LinkDown)
             for number in range(100):
                 wish = asyncio.create_task(subject.bus.listen(f"room:{number}"))

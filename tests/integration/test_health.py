@@ -15,8 +15,8 @@ from pgnotifybus import Closed, Lagged, PgNotifyBus, Standby, observe
 from pgnotifybus.core.health import STATES
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.testing import RecordingObserver
 from support.copies import discard, standby_of
-from support.recorder import Recorder
 from support.servers import PASSWORD
 from support.sql import execute
 
@@ -34,13 +34,13 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     return found
 
 
-def states(recorder: Recorder) -> list[str]:
+def states(recorder: RecordingObserver) -> list[str]:
     """Every state that was told, in their order."""
     return [event.new for event in recorder.of(observe.StateChanged)]
 
 
 async def test_every_state_is_told_once_with_its_reason(database18: str, driver: Driver) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     bus = PgNotifyBus(database18, ["orders"], driver=driver, observer=recorder)
     health = bus.health()
     assert (health.state, health.since, health.generation) == ("new", None, 0)
@@ -79,7 +79,7 @@ async def test_a_server_that_is_away_is_one_state_however_often_it_is_tried(
     private_server: PrivateServer, driver: Driver
 ) -> None:
     server = private_server()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     bus = PgNotifyBus(
         server.dsn,
         ["orders"],
@@ -102,7 +102,7 @@ async def test_a_server_that_is_away_is_one_state_however_often_it_is_tried(
 
 
 async def test_a_receiver_that_does_not_keep_up_is_named_until_it_does(database18: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18, ["orders", "jobs"], capacity=2, observer=recorder, probe_interval=0.1
     ) as bus:
@@ -174,7 +174,7 @@ async def test_of_several_hosts_the_primary_is_found_and_found_again(
 ) -> None:
     """Trap 10, complaint 10: also when it has become another one."""
     primary = private_server(18, {"wal_level": "replica"})
-    recorder = Recorder()
+    recorder = RecordingObserver()
     with _standby(primary) as standby:
         with pytest.raises(Standby, match=r"standby.*name all hosts"):
             async with PgNotifyBus(standby.dsn, ["orders"], driver=driver, start_timeout=0.01):

@@ -10,8 +10,7 @@ import pytest
 from pgnotifybus import Closed, ListenRejected, Notification, PgNotifyBus, observe
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.subscription import Subscription
-from support.proxy import FaultProxy
-from support.recorder import Recorder
+from pgnotifybus.testing import FaultProxy, RecordingObserver
 from support.sql import execute, kill_listener
 
 
@@ -21,7 +20,7 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     return found
 
 
-async def until_left(recorder: Recorder, name: str, times: int = 1) -> None:
+async def until_left(recorder: RecordingObserver, name: str, times: int = 1) -> None:
     """Wait until the server has acknowledged an UNLISTEN."""
     await recorder.wait_for(
         observe.ChannelsChanged, times, where=lambda event: name in event.unlistened
@@ -48,7 +47,7 @@ async def test_a_late_joiner_waits_for_the_first_listen(database18: str) -> None
 
 
 async def test_the_last_to_leave_ends_the_listen(database18: str, driver: Driver) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, ["kept"], driver=driver, observer=recorder) as bus:
         first, second = await bus.listen("c"), await bus.listen("c")
         kept = await bus.listen("kept")
@@ -71,7 +70,7 @@ async def test_the_last_to_leave_ends_the_listen(database18: str, driver: Driver
 
 async def test_a_collected_receiver_leaves(database18: str) -> None:
     """Trap 14."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, [], observer=recorder) as bus:
         receiver: Subscription | None = await bus.listen("c")
         assert receiver is not None
@@ -126,7 +125,7 @@ async def test_leaving_and_joining_in_a_race(database18: str, driver: Driver) ->
 
 async def test_cancelling_at_any_moment_leaves_nothing(database18: str, driver: Driver) -> None:
     """Trap 14: after n steps of the loop, for every n until it is done."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, [], driver=driver, observer=recorder) as bus:
         steps = 0
         while True:
@@ -161,7 +160,7 @@ async def test_cancelling_at_any_moment_leaves_nothing(database18: str, driver: 
 
 async def test_a_link_lost_in_between(database18: str, driver: Driver) -> None:
     """Trap 3: a drop and a new subscription leave no channel unlistened, old or new."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18, ["a"], driver=driver, observer=recorder, backoff_initial=0.05
     ) as bus:
@@ -183,7 +182,7 @@ async def test_a_link_lost_in_between(database18: str, driver: Driver) -> None:
 
 async def test_a_new_subscriber_hears_of_no_gap_before_its_time(database18: str) -> None:
     """Whoever joins during an outage has missed nothing."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, [], observer=recorder, backoff_initial=0.05) as bus:
         first = await bus.listen("c")
         await kill_listener(database18)
@@ -204,7 +203,7 @@ async def test_a_listen_that_fails_disturbs_nobody(database18: str, driver: Driv
         database18, f"CREATE DATABASE {latin} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
     )
     dsn = database18.replace(name, latin)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     try:
         async with PgNotifyBus(dsn, ["a"], driver=driver, observer=recorder) as bus:
             # A channel that this server's encoding cannot write, asked for together with others.
@@ -234,9 +233,8 @@ async def test_a_listen_that_fails_disturbs_nobody(database18: str, driver: Driv
 
 async def test_a_bus_that_ends_releases_those_who_wait(database18: str) -> None:
     """Trap 20: nobody is left waiting for a LISTEN that will never come."""
-    port = int(database18.rsplit(":", 1)[1].split("/")[0])
-    async with FaultProxy("127.0.0.1", port) as proxy:
-        async with PgNotifyBus(proxy.dsn_from(database18), []) as bus:
+    async with FaultProxy.in_front_of(database18) as proxy:
+        async with PgNotifyBus(proxy.dsn, []) as bus:
             await proxy.stall()
             waiting = asyncio.create_task(bus.listen("c"))
             await asyncio.sleep(0)
@@ -246,7 +244,7 @@ async def test_a_bus_that_ends_releases_those_who_wait(database18: str) -> None:
 
 async def test_ten_thousand_channels(database18: str, driver: Driver) -> None:
     """Trap 36: at once, over a reconnect in one round trip, and away again."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18, ["a"], driver=driver, observer=recorder, backoff_initial=0.05
     ) as bus:
@@ -254,7 +252,7 @@ async def test_ten_thousand_channels(database18: str, driver: Driver) -> None:
         changes = recorder.of(observe.ChannelsChanged)
         assert len(changes) < 10, "many wishes are one statement"
         await kill_listener(database18)
-        up = await recorder.wait_for(observe.LinkUp, 2, within=60)
+        up = await recorder.wait_for(observe.LinkUp, 2, timeout=60)
         assert up.channels == 10_001
         for i in (0, 4_999, 9_999):
             await bus.notify(f"room:{i}", "found")
@@ -265,5 +263,5 @@ async def test_ten_thousand_channels(database18: str, driver: Driver) -> None:
             await recorder.wait_for(
                 observe.ChannelsChanged,
                 len(recorder.of(observe.ChannelsChanged)) + 1,
-                within=60,
+                timeout=60,
             )

@@ -12,7 +12,7 @@ import pytest
 from pgnotifybus import Gap, Lagged, Notification, PgNotifyBus, observe
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.subscription import Subscription
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.sql import execute, kill_listener
 
 CHANNELS = ("a", "b", "c")
@@ -84,7 +84,7 @@ async def test_nothing_is_lost_silently(database18: str, driver: Driver) -> None
     that what is missing beyond them lies behind a gap.
     """
     seed = SEED
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18,
         CHANNELS,
@@ -125,7 +125,7 @@ async def test_nothing_is_lost_silently(database18: str, driver: Driver) -> None
         assert sum(sent.values()) == MESSAGES
 
 
-async def write(dsn: str, recorder: Recorder, chance: random.Random) -> dict[str, int]:
+async def write(dsn: str, recorder: RecordingObserver, chance: random.Random) -> dict[str, int]:
     """Write bursts; kill the listener now and then, and write on while it is away."""
     sent = dict.fromkeys(CHANNELS, 0)
     kills_at = set(chance.sample(range(10, MESSAGES // BURST - 10), KILLS))

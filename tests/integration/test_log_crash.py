@@ -10,7 +10,7 @@ import psycopg
 from pgnotifybus import EventLog, observe, schema
 from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.embedded import EmbeddedServer
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.sql import execute
 
 PrivateServer = Callable[..., EmbeddedServer]
@@ -53,7 +53,7 @@ async def test_what_is_written_after_a_crash_is_not_taken_for_read(
     await schema.remove(server.dsn)
     await schema.install(server.dsn)
     await execute(server.dsn, "CHECKPOINT")
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with EventLog(server.dsn, observer=recorder, prune=False) as log:
         async with log.follow("orders") as follower:
             async with await psycopg.AsyncConnection.connect(server.dsn) as connection:

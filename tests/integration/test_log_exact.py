@@ -16,7 +16,7 @@ import pytest
 
 from pgnotifybus import EventLog, observe, schema
 from pgnotifybus.embedded import EmbeddedServer
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.storying import Account, Writers, committed, crasher, killer
 
 PrivateServer = Callable[..., EmbeddedServer]
@@ -39,7 +39,7 @@ async def test_every_event_reaches_every_follower_exactly_once(
     chance = random.Random(SEED)
     writers = Writers(dsn, 32, SEED, channels=["orders", "jobs"])
     one, two, both = Account(), Account(), Account()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         EventLog(dsn, observer=recorder) as first,
         EventLog(dsn, observer=recorder, capacity=2) as second,  # is overrun all the time

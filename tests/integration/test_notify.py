@@ -37,6 +37,7 @@ from pgnotifybus import (
 )
 from pgnotifybus.core.names import SCHEMA
 from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.testing import RecordingObserver
 from support.callers import BEGIN_BY_THEMSELVES, DRIVERS_OWN, KINDS, opened, sqlalchemy_url
 from support.notifying import (
     driven,
@@ -49,7 +50,6 @@ from support.notifying import (
     take,
 )
 from support.payloads import noise
-from support.recorder import Recorder
 from support.sql import execute
 from support.waiting import SPILLING, kill_waiting, until_waits
 
@@ -246,7 +246,7 @@ async def test_the_bus_sends_over_a_connection_that_is_not_the_listeners(
     shop18: str, channel: str, source: str
 ) -> None:
     """So that a commit that waits delays no LISTEN; and it is committed when it returns."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         driven(source, shop18) as made,
         PgNotifyBus(made, [channel], observer=recorder) as bus,

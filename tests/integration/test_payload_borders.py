@@ -32,6 +32,7 @@ from pgnotifybus.core.envelope import MAX_SPILLED_BYTES, pack, refer
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.publish.statements import new_row
+from pgnotifybus.testing import RecordingObserver
 from support.callers import Caller, opened
 from support.notifying import (
     driven,
@@ -44,7 +45,6 @@ from support.notifying import (
     take,
 )
 from support.payloads import noise
-from support.recorder import Recorder
 from support.servers import PASSWORD
 from support.sql import execute, kill_listener
 from support.waiting import FETCHING, kill_waiting, until_waits
@@ -383,7 +383,7 @@ async def test_while_a_payload_is_fetched_slowly_the_link_goes_on(
 
 @pytest.mark.parametrize("source", ["psycopg", "asyncpg", "asyncpg-pool"])
 async def test_a_fetch_that_is_killed_is_tried_again(shop18: str, source: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         driven(source, shop18) as made,
         PgNotifyBus(made, ["c"], observer=recorder) as bus,
@@ -402,7 +402,7 @@ async def test_a_fetch_that_is_killed_is_tried_again(shop18: str, source: str) -
 async def test_a_payload_that_is_fetched_while_the_link_is_lost_keeps_its_place(
     shop18: str,
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(shop18, ["c"], observer=recorder, backoff_initial=0.05) as bus:
         events = subscribed(bus, "c").events()
         wire = await plant(shop18, "c", LARGE)
@@ -461,7 +461,7 @@ async def test_a_bus_that_ends_while_it_fetches_says_what_is_missing(shop18: str
 async def test_a_row_that_retention_has_removed_is_a_gap_in_its_place(
     shop: str, driver: Driver
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         PgNotifyBus(shop, ["c"], driver=driver, observer=recorder) as bus,
         opened("psycopg", shop) as caller,
@@ -552,7 +552,7 @@ async def test_a_bus_that_may_not_read_the_table_says_so_in_the_place_of_the_pay
     ((name,),) = await execute(database18, "SELECT current_database()")
     await execute(database18, f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
     dsn = pg18.dsn_for(database=name, user="reader", password=PASSWORD)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     try:
         async with (
             PgNotifyBus(dsn, ["c"], driver=driver, observer=recorder) as bus,

@@ -11,8 +11,8 @@ import pytest
 from pgnotifybus import BehindPooler, PgNotifyBus, observe
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.testing import RecordingObserver
 from support.pgbouncer import PROGRAM, Mode, bouncer
-from support.recorder import Recorder
 from support.sql import execute
 
 pytestmark = pytest.mark.skipif(
@@ -71,7 +71,7 @@ async def test_asking_ones_own_session_would_tell_nothing(
 async def test_one_that_keeps_sessions_is_welcome(
     pg18: EmbeddedServer, database18: str, driver: Driver
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     with bouncer(pg18, database18, "session") as pooled:
         async with PgNotifyBus(pooled, ["orders"], driver=driver, observer=recorder) as bus:
             await hears(bus, database18)
@@ -84,7 +84,7 @@ async def test_one_that_has_no_connection_left_to_try_is_told(
     pg18: EmbeddedServer, database18: str
 ) -> None:
     """It cannot be known: better to listen, and to say so, than not to."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     with bouncer(pg18, database18, "session", size=1) as pooled:
         async with PgNotifyBus(pooled, ["orders"], probe_timeout=0.5, observer=recorder) as bus:
             assert len(recorder.of(observe.DeliveryUnproven)) == 1
@@ -95,7 +95,7 @@ async def test_the_direct_address_is_used_where_there_is_one(
     pg18: EmbeddedServer, database18: str, driver: Driver
 ) -> None:
     """To listen; and what is sent goes through the pooler as before."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     with bouncer(pg18, database18, "transaction") as pooled:
         bus = PgNotifyBus(
             pooled,

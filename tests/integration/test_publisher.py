@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable
-from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
@@ -28,9 +27,8 @@ from pgnotifybus import (
 )
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
+from pgnotifybus.testing import FaultProxy, RecordingObserver
 from support.payloads import noise
-from support.proxy import FaultProxy
-from support.recorder import Recorder
 from support.sql import execute
 
 PrivateServer = Callable[..., EmbeddedServer]
@@ -266,7 +264,7 @@ async def test_killed_connections_lose_and_repeat_nothing(
     """The accounting invariant: what was accepted is what was received, each once, in order."""
     seed = 20_261_126
     chance = random.Random(seed)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         database18, ["jobs"], driver=driver, capacity=20_000, observer=recorder
     ) as bus:
@@ -342,12 +340,9 @@ class HeldCommit:
 @contextlib.asynccontextmanager
 async def two_buses(dsn: str, driver: Driver) -> AsyncIterator[tuple[PgNotifyBus, FaultProxy]]:
     """One that listens, as `.other` of the other, which publishes through a proxy."""
-    parts = urlsplit(dsn)
-    assert parts.hostname is not None
-    assert parts.port is not None
     async with (
-        FaultProxy(parts.hostname, parts.port) as proxy,
-        PgNotifyBus(proxy.dsn_from(dsn), [], driver=driver, observer=Recorder()) as bus,
+        FaultProxy.in_front_of(dsn) as proxy,
+        PgNotifyBus(proxy.dsn, [], driver=driver, observer=RecordingObserver()) as bus,
     ):
         yield bus, proxy
 
@@ -372,7 +367,7 @@ async def test_a_commit_that_was_cut_off_is_asked_for(
                 "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
                 " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
             )
-            await proxy.cut_rst()
+            await proxy.reset()
             # It is there again to ask how that commit ends, over another connection.
             await until_asked(database, besides=pid)
             if ends == "aborted":
@@ -433,7 +428,7 @@ async def test_a_server_that_is_away_costs_nothing_but_time(
     server = private_server()
     await schema.remove(server.dsn)
     await schema.install(server.dsn)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         PgNotifyBus(server.dsn, [], driver=driver, observer=recorder, backoff_initial=0.1) as bus,
         bus.publisher(batch_size=7) as publisher,
@@ -457,7 +452,7 @@ async def test_a_full_notification_queue_delays_and_loses_nothing(
 ) -> None:
     """Trap 34: commits are refused with 54000 until the slowest listener has caught up."""
     server = private_server(settings={"max_notify_queue_pages": "64"})
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         PgNotifyBus(server.dsn, ["jobs"], observer=recorder, capacity=1_000) as bus,
         await psycopg.AsyncConnection.connect(server.dsn) as slow,
@@ -505,7 +500,7 @@ async def test_a_single_notification_clears_a_queue_that_is_full_of_what_all_hav
 
 async def test_a_listener_that_reconnects_meanwhile_is_told(database18: str) -> None:
     """What a publisher sends while a listener is away is behind that listener's gap."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         PgNotifyBus(database18, ["jobs"], observer=recorder, backoff_initial=0.1) as bus,
         bus.publisher() as publisher,

@@ -16,9 +16,8 @@ from pgnotifybus.core.envelope import refer
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.publish.statements import identify, new_row
+from pgnotifybus.testing import FaultProxy, RecordingObserver
 from support.payloads import noise
-from support.proxy import FaultProxy
-from support.recorder import Recorder
 from support.sql import execute
 
 PrivateServer = Callable[..., EmbeddedServer]
@@ -32,14 +31,11 @@ async def test_a_slow_network_can_send_a_large_payload(database18: str) -> None:
     Over asyncpg, which sends a statement that it has prepared in one piece, behind nothing.
     """
     await schema.install(database18)
-    parts = urlsplit(database18)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
-        FaultProxy(parts.hostname, parts.port) as proxy,
+        FaultProxy.in_front_of(database18) as proxy,
         PgNotifyBus(
-            proxy.dsn_from(database18),
+            proxy.dsn,
             [],
             driver="asyncpg",
             observer=recorder,
@@ -96,7 +92,7 @@ async def test_a_pool_whose_setup_fails_for_a_moment_does_not_end_the_publisher(
     database18: str,
 ) -> None:
     fails = False
-    recorder = Recorder()
+    recorder = RecordingObserver()
 
     async def setup(_: object) -> None:
         if fails:
@@ -120,7 +116,7 @@ async def test_a_pool_whose_setup_fails_for_a_moment_does_not_end_the_publisher(
 async def test_a_row_larger_than_its_notification_says_is_not_fetched(database18: str) -> None:
     """Whoever may write to the table could otherwise fill every receiver's memory."""
     await schema.install(database18)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(database18, ["jobs"], observer=recorder) as bus:
         receiver = bus.subscribe("jobs")
         assert receiver is not None
@@ -161,7 +157,7 @@ async def test_where_transactions_are_read_only_just_large_payloads_are_not_sent
 
 async def test_a_statement_timeout_of_the_pool_is_not_the_publishers(database18: str) -> None:
     await schema.install(database18)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with (
         asyncpg.create_pool(
             database18, min_size=2, max_size=3, server_settings={"statement_timeout": "20"}

@@ -25,7 +25,7 @@ from pgnotifybus import (
 )
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver, connector
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.servers import PASSWORD
 from support.sql import execute, kill_listener
 
@@ -88,7 +88,7 @@ async def test_every_kind_of_source(
     database18: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Connects, is killed, connects again, listens at run time, and leaves nothing behind."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with source_of(kind, database18) as source:
         bus = PgNotifyBus(source, ["c"], observer=recorder, backoff_initial=0.05)
         async with bus:
@@ -139,7 +139,7 @@ async def test_a_pool_of_one_is_refused(database18: str) -> None:
 
 async def test_a_pool_closed_under_the_bus_is_told(database18: str) -> None:
     """The bus stays down and says why, and ends promptly when asked."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     pool = await asyncpg.create_pool(database18, min_size=1, max_size=2)
     async with PgNotifyBus(pool, ["c"], observer=recorder, backoff_initial=0.05) as bus:
         pool.terminate()
@@ -187,7 +187,7 @@ async def test_a_user_without_permission(
                 pass
         await execute(database18, f"GRANT CONNECT ON DATABASE {name} TO visitor")
         await execute(database18, f"REVOKE EXECUTE ON {function} FROM PUBLIC")
-        recorder = Recorder()
+        recorder = RecordingObserver()
         async with PgNotifyBus(
             dsn, ["c"], driver=driver, observer=recorder, probe_interval=0.05
         ) as bus:
@@ -251,7 +251,7 @@ async def test_run_waits_for_a_server_that_is_not_there_yet(
     database18: str, driver: Driver, unused_tcp_port: int
 ) -> None:
     """`run` is patient where `async with` is not, and stops promptly while it backs off."""
-    recorder = Recorder()
+    recorder = RecordingObserver()
     shutdown = asyncio.Event()
     bus = PgNotifyBus(
         f"postgresql://x@127.0.0.1:{unused_tcp_port}/x",
@@ -279,7 +279,7 @@ async def test_a_server_that_is_full_is_waited_for(
     await execute(database18, f"ALTER ROLE {role} PASSWORD '{PASSWORD}'")
     ((name,),) = await execute(database18, "SELECT current_database()")
     dsn = pg18.dsn_for(database=name, user=role, password=PASSWORD)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     occupant = await psycopg.AsyncConnection.connect(dsn)
     try:
         bus = PgNotifyBus(dsn, ["c"], driver=driver, observer=recorder, backoff_initial=0.05)
@@ -306,7 +306,7 @@ async def test_a_factory_that_fails_is_tried_again(database18: str) -> None:
             raise RuntimeError("the vault is sealed")
         return await psycopg.AsyncConnection.connect(database18)
 
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(fresh, ["c"], observer=recorder, backoff_initial=0.05):
         await kill_listener(database18)
         failed = await recorder.wait_for(observe.ConnectFailed, 2)

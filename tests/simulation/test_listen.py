@@ -12,8 +12,8 @@ from pgnotifybus import Closed, Notification, PgNotifyBus, observe
 from pgnotifybus.channels import Channels
 from pgnotifybus.errors import ListenRejected
 from pgnotifybus.subscription import Subscription
+from pgnotifybus.testing import RecordingObserver
 from simulation.server import SimulatedServer, bus_on
-from support.recorder import Recorder
 
 TURNS = 25  # of the loop, in which a LISTEN without latency is long done
 
@@ -144,7 +144,7 @@ async def test_without_a_link_listen_waits_also_for_a_channel_that_was_listened_
 async def test_a_refused_channel_tells_who_waits_for_it_and_nobody_else() -> None:
     """Trap 14: a LISTEN that fails rolls the count back, and the link is as good as before."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     server.refused = {"bad"}
     async with bus_on(server, ["orders"], recorder) as bus:
         names = ["a", "bad", "b", "bad"]

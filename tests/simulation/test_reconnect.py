@@ -12,8 +12,8 @@ import pytest
 from pgnotifybus import Gap, Notification, observe
 from pgnotifybus.errors import AuthenticationFailed, ConnectError, ListenRejected, ProbeTimeout
 from pgnotifybus.subscription import Subscription
+from pgnotifybus.testing import RecordingObserver
 from simulation.server import SimulatedServer, bus_on
-from support.recorder import Recorder
 
 Fault = Callable[[SimulatedServer], object]
 
@@ -63,14 +63,14 @@ async def read(receiver: Subscription | None, count: int) -> list[str | int]:
 async def test_each_loss_is_one_generation_and_one_gap_in_every_ring(fault: Fault) -> None:
     """Traps 1, 2, 5, 10, 11: behind the last old message, in front of the first new one."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders", "jobs"], recorder) as bus:
         receivers = [bus.subscribe("orders"), bus.subscribe("jobs"), await bus.listen("room")]
         seen = bus.subscribe_reconnects()
         old = [str(server.commit(channel)) for channel in ("orders", "jobs", "room")]
         await asyncio.sleep(0.02)
         fault(server)
-        await recorder.wait_for(observe.LinkUp, 2, within=60)
+        await recorder.wait_for(observe.LinkUp, 2, timeout=60)
         new = [str(server.commit(channel)) for channel in ("orders", "jobs", "room")]
         for index, receiver in enumerate(receivers):
             assert await read(receiver, 3) == [old[index], 2, new[index]]
@@ -103,7 +103,7 @@ async def test_what_comes_with_the_answer_to_listen_stands_behind_the_gap() -> N
 async def test_a_relisten_that_fails_is_no_generation() -> None:
     """Trap 1: only the attempt that got everything counts, and it counts once."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders"], recorder) as bus:
         receiver = bus.subscribe("orders")
         server.refused = {"orders"}
@@ -120,7 +120,7 @@ async def test_a_relisten_that_fails_is_no_generation() -> None:
 async def test_a_receiver_that_lagged_over_a_gap_is_told_both() -> None:
     """Trap 13: the count stays exact, and the gap is not lost with the messages around it."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders"], recorder, capacity=2) as bus:
         receiver = bus.subscribe("orders")
         assert receiver is not None
@@ -144,7 +144,7 @@ async def test_a_receiver_that_lagged_over_a_gap_is_told_both() -> None:
 async def test_the_delays_double_and_are_kept() -> None:
     """Trap 9: with jitter downwards, up to 30 s; each attempt is as late as was announced."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     times: list[float] = []
 
     def observer(event: observe.Event) -> None:
@@ -156,7 +156,7 @@ async def test_the_delays_double_and_are_kept() -> None:
     server.door = "refuses"
     stop = asyncio.Event()
     task = asyncio.create_task(bus.run(stop))
-    await recorder.wait_for(observe.ConnectFailed, 10, within=200)
+    await recorder.wait_for(observe.ConnectFailed, 10, timeout=200)
     stop.set()
     await task
     failures = recorder.of(observe.ConnectFailed)
@@ -174,7 +174,7 @@ async def test_only_a_link_that_proved_healthy_resets_the_delays(
 ) -> None:
     """Trap 9: a server that drops who it let in would be asked twice a second for ever."""
     server = SimulatedServer(latency=0)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, [], recorder):
         for count in range(1, 5):
             await recorder.wait_for(observe.LinkUp, count)
@@ -190,7 +190,7 @@ async def test_only_a_link_that_proved_healthy_resets_the_delays(
 async def test_a_standby_is_tried_again_until_it_is_promoted() -> None:
     """Traps 9 and 10: it refuses LISTEN, and waiting helps; the attempts come ever more slowly."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     server.in_recovery = True
     bus = bus_on(server, ["orders"], recorder)
     stop = asyncio.Event()
@@ -207,7 +207,7 @@ async def test_a_standby_is_tried_again_until_it_is_promoted() -> None:
 async def test_the_door_is_strict_and_the_house_is_patient() -> None:
     """`async with` raises what waiting will not help; later the same error is tried again."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     server.failure = AuthenticationFailed("wrong password")
     with pytest.raises(AuthenticationFailed):
         await bus_on(server, []).__aenter__()
@@ -261,7 +261,7 @@ async def test_a_mistake_in_the_source_ends_the_bus_and_is_told() -> None:
 async def test_a_black_hole_is_noticed_within_nine_seconds(before: float) -> None:
     """Trap 5: idle, just before a probe, and with the probe already under way."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders"], recorder):
         await asyncio.sleep(before)
         server.session.cut()
@@ -274,11 +274,11 @@ async def test_a_black_hole_is_noticed_within_nine_seconds(before: float) -> Non
 async def test_a_black_hole_with_a_listen_under_way_is_noticed() -> None:
     """Trap 5: every statement has a deadline of ours, not only the probe."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, [], recorder, probe_interval=None) as bus:
         server.session.cut()
         task = asyncio.create_task(bus.listen("room"))
-        await recorder.wait_for(observe.LinkDown, within=5)
+        await recorder.wait_for(observe.LinkDown, timeout=5)
         await task
         assert bus.health().generation == 2
 
@@ -286,7 +286,7 @@ async def test_a_black_hole_with_a_listen_under_way_is_noticed() -> None:
 async def test_an_idle_link_is_probed_after_silence_only() -> None:
     """Trap 35: and never by NOTIFY."""
     server = SimulatedServer(latency=0)
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders"], recorder) as bus:
         for _ in range(20):
             await asyncio.sleep(1)
@@ -312,7 +312,7 @@ async def test_without_probes_an_idle_bus_says_nothing() -> None:
 async def test_a_blocked_loop_does_not_cost_a_good_link() -> None:
     """Trap 8: the answer lies unread in the socket while the loop did something else."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders"], recorder):
         await recorder.wait_for(observe.ProbeAnswered)
         await asyncio.sleep(5.005 - 0.01)  # the next probe is under way
@@ -325,7 +325,7 @@ async def test_a_blocked_loop_does_not_cost_a_good_link() -> None:
 async def test_a_link_that_fails_to_close_is_replaced_like_any_other() -> None:
     """What a pool says when it gets a dead connection back must not end the bus."""
     server = SimulatedServer()
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(server, ["orders"], recorder):
 
         async def close() -> None:

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pgnotifybus import Closed, PgNotifyBus, observe, watch
+from pgnotifybus.testing import RecordingObserver
 from simulation.account import drained
 from simulation.server import SimulatedServer, bus_on
-from support.recorder import Recorder
 
 Shutdown = asyncio.Event | watch.Receiver[bool]
 TURNS = 40
@@ -244,7 +244,7 @@ async def test_what_else_could_be_the_shutdown_is_refused_before_anything_runs()
 
 
 async def test_the_end_is_told_to_the_observer_last() -> None:
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with bus_on(SimulatedServer(), ["orders"], recorder):
         pass
     states = [event.new for event in recorder.of(observe.StateChanged)]

@@ -1,10 +1,13 @@
-"""One connection through the fault proxy, and the conditions that all of them are under."""
+"""One connection through the fault proxy, and the conditions that all of them are under.
+Layer: testing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
@@ -13,7 +16,8 @@ Direction = Literal["up", "down"]
 
 _CHUNK = 65_536
 _DRIPS = 20  # a second
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
+# SO_LINGER: on, 0 s. Windows has two unsigned shorts where all others have two ints.
+_RESET_ON_CLOSE = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class Conditions:
@@ -90,6 +94,7 @@ class Connection:
         self._server = socket.socket()
         self._target = target
         self._conditions = conditions
+        self._ended: set[Direction] = set()
         for each in (self._client, self._server):
             each.setblocking(False)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -131,6 +136,12 @@ class Connection:
         for each in (self._client, self._server):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
+    def half_close(self, direction: Direction) -> None:
+        """Send FIN one way, and swallow what else would have gone there."""
+        self._ended.add(direction)
+        with suppress(OSError):  # it is not connected yet, or has gone
+            (self._server if direction == "up" else self._client).shutdown(socket.SHUT_WR)
+
     def leave_server(self) -> None:
         """End the server's side only."""
         with suppress(OSError):
@@ -171,13 +182,15 @@ class Connection:
     async def _forward(self, direction: Direction, data: bytes, target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         view = memoryview(data)
-        while view:
+        while view and direction not in self._ended:
             rate = self._conditions.rate
             size = len(view) if rate is None else max(1, rate // _DRIPS)
             part, view = view[:size], view[size:]
             try:
                 await loop.sock_sendall(target, part)
             except ConnectionError:
+                if direction in self._ended:
+                    return
                 if direction == "down" or not self._conditions.ends_hidden:
                     raise
                 return  # swallowed: the client must not learn that the server has gone

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from support.proxy import FaultProxy
+from pgnotifybus.testing import FaultProxy
 
 
 @dataclass(slots=True)
@@ -134,31 +134,29 @@ async def test_refuse_and_heal_keep_the_port_and_what_is_open(proxy: FaultProxy)
     assert proxy.port == port
 
 
-async def test_cut_fin(proxy: FaultProxy, server: EchoServer) -> None:
+async def test_cut(proxy: FaultProxy, server: EchoServer) -> None:
     async with connect(proxy) as client:
         await client.echo(b"x")
-        await proxy.cut_fin()
+        await proxy.cut()
         assert await client.receive() == b""
         assert await server.ends.get() == "fin"
         assert proxy.open == 0
 
 
-async def test_cut_fin_sends_fin_even_with_unread_data(
-    proxy: FaultProxy, server: EchoServer
-) -> None:
+async def test_cut_sends_fin_even_with_unread_data(proxy: FaultProxy, server: EchoServer) -> None:
     async with connect(proxy) as client:
         await client.echo(b"x")
         await proxy.stall()
         await client.send(b"unread" * 100_000)  # more than one chunk
-        await proxy.cut_fin()
+        await proxy.cut()
         assert await client.receive() == b""
         assert await server.ends.get() == "fin"
 
 
-async def test_cut_rst(proxy: FaultProxy, server: EchoServer) -> None:
+async def test_reset(proxy: FaultProxy, server: EchoServer) -> None:
     async with connect(proxy) as client:
         await client.echo(b"x")
-        await proxy.cut_rst()
+        await proxy.reset()
         with pytest.raises(ConnectionResetError):
             await client.receive()
         assert await server.ends.get() == "rst"
@@ -204,7 +202,7 @@ async def test_a_stalled_connection_can_be_cut(proxy: FaultProxy) -> None:
         await client.echo(b"x")
         await proxy.stall()
         await client.send(b"lost")
-        await proxy.cut_rst()
+        await proxy.reset()
         with pytest.raises(ConnectionResetError):
             await client.receive()
 
@@ -222,12 +220,62 @@ async def test_drip_arrives_in_small_parts_and_complete(proxy: FaultProxy) -> No
         assert await client.echo(b"fast") == b"fast"
 
 
-async def test_half_close_hides_that_the_server_has_gone(
+@pytest.mark.parametrize("unread", [False, True])
+async def test_half_close_down_ends_what_comes_and_lets_through_what_goes(
+    proxy: FaultProxy, server: EchoServer, unread: bool
+) -> None:
+    async with connect(proxy) as client:
+        await client.echo(b"x")
+        if unread:
+            await proxy.stall("down")
+            await client.send(b"held back")
+            await proxy.wait_forwarded("up", 10)
+        await proxy.half_close()
+        assert await client.receive() == b""
+        await proxy.heal()
+        sent = proxy.forwarded["up"]
+        for _ in range(3):  # what the server answers goes nowhere
+            await client.send(b"still heard")
+            sent += 11
+            await proxy.wait_forwarded("up", sent)
+        assert proxy.open == 1
+        assert await client.receive() == b""
+    assert await server.ends.get() == "fin"
+
+
+async def test_half_close_up_ends_what_goes_and_lets_through_what_comes(
+    proxy: FaultProxy, server: EchoServer
+) -> None:
+    async with connect(proxy) as client:
+        await proxy.stall("down")
+        await client.send(b"answer me")
+        await proxy.wait_forwarded("up", 9)
+        await proxy.half_close("up")
+        assert await server.ends.get() == "fin"
+        await client.send(b"swallowed")
+        await proxy.heal()
+        assert await client.receive() == b"answer me"
+    await proxy.wait_open(0)
+
+
+async def test_a_cut_that_is_cancelled_has_cut(proxy: FaultProxy, server: EchoServer) -> None:
+    async with connect(proxy) as client:
+        await client.echo(b"x")
+        cutting = asyncio.create_task(proxy.cut())
+        await asyncio.sleep(0)
+        cutting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cutting
+        assert proxy.open == 0
+        assert await client.receive() == b""
+
+
+async def test_close_server_side_hides_that_the_server_has_gone(
     proxy: FaultProxy, server: EchoServer
 ) -> None:
     async with connect(proxy) as client:
         await client.echo(b"x")
-        await proxy.half_close()
+        await proxy.close_server_side()
         assert await server.ends.get() == "fin"
         for _ in range(3):  # the first write into a closed connection succeeds, later ones fail
             await client.send(b"swallowed")
@@ -237,10 +285,10 @@ async def test_half_close_hides_that_the_server_has_gone(
         assert await client.receive() == b""
 
 
-async def test_half_close_also_hides_the_end_of_a_later_connection(
+async def test_close_server_side_also_hides_the_end_of_a_later_connection(
     proxy: FaultProxy, server: EchoServer
 ) -> None:
-    await proxy.half_close()
+    await proxy.close_server_side()
     async with connect(proxy) as client:
         await client.echo(b"x")
         for writer in list(server.open):
@@ -261,9 +309,24 @@ async def test_dsn_from_replaces_only_the_place(proxy: FaultProxy, dsn: str, exp
     assert proxy.dsn_from(dsn) == expected.format(proxy.port)
 
 
-async def test_dsn_from_needs_a_tcp_server(proxy: FaultProxy) -> None:
+@pytest.mark.parametrize("dsn", ["postgresql:///d?host=/tmp", "host=localhost dbname=d"])
+async def test_a_dsn_needs_a_tcp_server(proxy: FaultProxy, dsn: str) -> None:
     with pytest.raises(ValueError, match="TCP"):
-        proxy.dsn_from("postgresql:///d?host=/tmp")
+        proxy.dsn_from(dsn)
+    with pytest.raises(ValueError, match="TCP"):
+        FaultProxy.in_front_of(dsn)
+
+
+async def test_a_proxy_for_a_dsn_gives_the_dsn_through_it(
+    proxy: FaultProxy, server: EchoServer
+) -> None:
+    async with FaultProxy.in_front_of(f"postgresql://u:secret@localhost:{server.port}/d") as other:
+        assert other.dsn == f"postgresql://u:secret@127.0.0.1:{other.port}/d"
+        assert "secret" not in repr(other)
+        async with connect(other) as client:
+            assert await client.echo(b"x") == b"x"
+    with pytest.raises(ValueError, match="in_front_of"):
+        _ = proxy.dsn
 
 
 async def test_leaving_in_the_middle_of_everything(server: EchoServer) -> None:
