@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.testing.databases import fresh_database
 from support.leaks import Snapshot, leftover_tasks, lingering_connections
 from support.servers import PACKAGES, Servers, why_absent
 
@@ -92,25 +90,23 @@ def private_server(module_servers: Servers) -> Callable[..., EmbeddedServer]:
 @pytest.fixture
 def database(server: EmbeddedServer) -> Iterator[str]:
     """The DSN of a fresh database, on each PostgreSQL in turn."""
-    yield from _fresh_database(server)
+    with fresh_database(server.dsn) as dsn:
+        yield dsn
+        lingering = lingering_connections(server.dsn)  # before dropping it would hide them
+    _fail_if(lingering, "server connections")
+
+
+@pytest.fixture(scope="session")
+def pgnotifybus_server(pg18: EmbeddedServer) -> EmbeddedServer:
+    """In the place of the plugin's own: the servers of a run are all in one account."""
+    return pg18
 
 
 @pytest.fixture
-def database18(pg18: EmbeddedServer) -> Iterator[str]:
+def database18(pgnotifybus_dsn: str, pg18: EmbeddedServer) -> Iterator[str]:
     """The DSN of a fresh database on PostgreSQL 18 only."""
-    yield from _fresh_database(pg18)
-
-
-def _fresh_database(server: EmbeddedServer) -> Generator[str, None, None]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server.dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield server.dsn_for(database=name)
-    lingering = lingering_connections(server.dsn)  # before FORCE would hide them
-    with psycopg.connect(server.dsn, autocommit=True) as connection:
-        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
-        connection.execute(drop.format(sql.Identifier(name)))
-    _fail_if(lingering, "server connections")
+    yield pgnotifybus_dsn
+    _fail_if(lingering_connections(pg18.dsn), "server connections")
 
 
 # -- nothing is left behind -----------------------------------------------------------------------

@@ -255,6 +255,7 @@ async def test_channels_at_run_time_are_left_with_their_last_receiver(world: Wor
     recorder = RecordingObserver()
     async with world.bus("a", observer=recorder) as bus:
         assert bus.channels() == ["a"]
+        a = items_of(bus, "a")
         assert bus.subscribe("b") is None
         with pytest.raises(InvalidChannel):
             await bus.listen("")
@@ -269,6 +270,9 @@ async def test_channels_at_run_time_are_left_with_their_last_receiver(world: Wor
         await recorder.wait_for(observe.ChannelsChanged, where=lambda e: "b" in e.unlistened)
         assert set(bus.statistics().channels) == {"a"}
         await bus.notify("b", "nobody")
+        await bus.notify("a", "behind it")
+        assert await take(a, 1) == ["behind it"]
+        assert (bus.statistics().received, bus.statistics().unrouted) == (3, 0)
         again = await bus.listen("b")
         await bus.notify("b", "3")
         assert await again.recv() == "3"

@@ -12,15 +12,21 @@ Layer: edge; nothing imports it.
     memory          MemoryBus: the real bus on that server
     proxied         one connection through the proxy
     proxy           FaultProxy: a TCP proxy that cuts, resets, stalls, drips and refuses
+    databases       a database for each test
+    plugin          the fixtures, which pytest finds by itself
 """
 
 from __future__ import annotations
 
-from pgnotifybus.testing.killing import kill_link
-from pgnotifybus.testing.memory import MemoryBus
-from pgnotifybus.testing.proxy import FaultProxy
-from pgnotifybus.testing.recording import RecordingObserver
-from pgnotifybus.testing.server import MemoryServer, MemoryTransaction
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgnotifybus.testing.killing import kill_link
+    from pgnotifybus.testing.memory import MemoryBus
+    from pgnotifybus.testing.proxy import FaultProxy
+    from pgnotifybus.testing.recording import RecordingObserver
+    from pgnotifybus.testing.server import MemoryServer, MemoryTransaction
 
 __all__ = [
     "FaultProxy",
@@ -30,3 +36,22 @@ __all__ = [
     "RecordingObserver",
     "kill_link",
 ]
+
+_MODULES = {
+    "FaultProxy": "proxy",
+    "MemoryBus": "memory",
+    "MemoryServer": "server",
+    "MemoryTransaction": "server",
+    "RecordingObserver": "recording",
+    "kill_link": "killing",
+}
+
+
+def __getattr__(name: str) -> object:
+    # At first use: pytest imports the plugin beside this for every run, also for those of tests
+    # that have nothing to do with a bus.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found
