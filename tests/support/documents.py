@@ -2,7 +2,8 @@
 
 A Python block with `asyncio.run(` in it is a program and is run as it stands. Any other Python
 block is a piece of one: its imports stand at the top, the rest of it inside
-`async with PgNotifyBus(..., ["orders"]) as bus:`, as the page says. Each is run in a process of its
+`async with PgNotifyBus(..., ["orders"]) as bus:`, as the page says. One with `def test_` in it is a
+file of tests, which pytest runs. Each is run in a process of its
 own, on a fresh database in which the `sql` blocks of the page have been executed; the only change
 is the place of the server.
 
@@ -76,10 +77,15 @@ class Block:
         """Where it stands."""
         return f"{self.page}:{self.line}"
 
+    @property
+    def is_tests(self) -> bool:
+        """Whether it is a file for pytest."""
+        return "def test_" in self.code
+
     def program(self, dsn: str) -> str:
         """The whole program, for a real server."""
         code = self.code
-        if "asyncio.run(" not in code:
+        if "asyncio.run(" not in code and not self.is_tests:
             imports = "".join(_IMPORT.findall(code))
             piece = textwrap.indent(_IMPORT.sub("", code), " " * 8)
             code = _PIECE.format(imports=imports, piece=piece)

@@ -74,7 +74,10 @@ class FaultProxy:
         return f"<FaultProxy port={self._port} open={self.open} accepted={self.accepted}>"
 
     async def __aenter__(self) -> Self:
-        """Take connections from now on, as a healthy network would."""
+        """Take connections from now on, as a healthy network would.
+
+        Cancel safety: it does not wait.
+        """
         self._listen()
         return self
 
