@@ -21,7 +21,7 @@ from pgnotifybus.log.event import Event
 from pgnotifybus.log.here import Here
 from pgnotifybus.log.rows import Page
 from pgnotifybus.log.wakes import Wakes
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.sql import execute
 from support.waiting import until, until_waits
 
@@ -212,7 +212,7 @@ async def test_a_flush_that_is_refused_stops_nothing(
         " SELECT pg_sleep(30)",
     )
     monkeypatch.setattr(durable, "_WAITS", ())
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with EventLog(dsn, observer=recorder) as log:
         # A role-back writes without waiting for the disk: so the first look has to flush.
         async with await psycopg.AsyncConnection.connect(dsn) as connection:

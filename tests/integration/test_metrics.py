@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, Counter
 from pgnotifybus import EventLog, PgNotifyBus, observe, schema
 from pgnotifybus.metrics import opentelemetry, prometheus
 from pgnotifybus.metrics.definition import METRICS, OF_A_BUS, OF_A_LOG, Metric
+from pgnotifybus.testing import RecordingObserver
 from support.eventful import eventful
-from support.recorder import Recorder
 from support.scraped import Scrape
 
 
@@ -122,7 +122,7 @@ async def test_all_metrics_of_a_bus_and_a_log_are_exported_and_no_others(
         names = {sample.name for sample in Scrape(registry).samples}
         assert names == series_of(each for each in METRICS if each not in OF_A_LOG)
     async with EventLog(database18, probe_interval=0.02) as log:
-        recorder = Recorder()
+        recorder = RecordingObserver()
         log.add_observer(recorder)
         with prometheus.instrument(log, registry=registry, name="of the log"):
             await log.cursor()

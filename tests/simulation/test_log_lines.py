@@ -10,8 +10,8 @@ import pytest
 
 from pgnotifybus import observe
 from pgnotifybus.errors import ConnectError
+from pgnotifybus.testing import RecordingObserver
 from simulation.server import SimulatedLink, SimulatedServer, bus_on
-from support.recorder import Recorder
 
 HOUR = 3600.0
 
@@ -46,7 +46,7 @@ async def test_an_hour_without_a_server_is_a_handful_of_lines(
 ) -> None:
     logging.disable(logging.NOTSET)
     caplog.set_level(logging.INFO)
-    server, recorder = Fickle(*ways), Recorder()
+    server, recorder = Fickle(*ways), RecordingObserver()
     async with bus_on(server, ["orders"], recorder) as bus:
         caplog.clear()
         server.away = True
@@ -55,7 +55,7 @@ async def test_an_hour_without_a_server_is_a_handful_of_lines(
         assert bus.health().state == "down"
         assert len(recorder.of(observe.ConnectFailed)) > 100
         server.away = False
-        await recorder.wait_for(observe.LinkUp, 2, within=60)
+        await recorder.wait_for(observe.LinkUp, 2, timeout=60)
     lines = [record for record in caplog.records if record.levelno >= logging.INFO]
     said = [record.getMessage() for record in lines]
     assert len(said) == 2 + different, said

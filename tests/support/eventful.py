@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pgnotifybus import Lagged, PgNotifyBus, observe
-from support.recorder import Recorder
+from pgnotifybus.testing import RecordingObserver
 from support.sql import kill_listener
 
 
@@ -22,7 +22,7 @@ async def eventful(
     three and has two unread. A channel of run time was left after one message, another is there and
     has had one. The link was lost once, and has been probed since.
     """
-    recorder = Recorder()
+    recorder = RecordingObserver()
     async with PgNotifyBus(
         dsn, ["orders", "jobs"], capacity=2, probe_interval=0.02, observer=recorder
     ) as bus:
