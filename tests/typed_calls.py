@@ -38,6 +38,14 @@ from pgnotifybus import (
     watch,
 )
 from pgnotifybus.subscription import Subscription, TypedSubscription
+from pgnotifybus.testing import (
+    FaultProxy,
+    MemoryBus,
+    MemoryServer,
+    MemoryTransaction,
+    RecordingObserver,
+    kill_link,
+)
 
 
 class Order(msgspec.Struct):
@@ -327,3 +335,27 @@ async def consuming(log: EventLog) -> None:
         assert_type((await consumer.lag()).events, int)
         assert_type(await consumer.replay(1, 2), int)
         await consumer.seek("now")
+
+
+async def testing(dsn: str) -> None:
+    observer = RecordingObserver()
+    async with MemoryBus(["orders", orders], server=MemoryServer(), observer=observer) as bus:
+        async with bus.transaction() as transaction, transaction.savepoint():
+            assert_type(transaction, MemoryTransaction)
+            await transaction.notify(orders, Order(1))
+            await transaction.notify(orders, "1")  # type: ignore[misc]
+        await bus.server.notify("orders", "1")
+        async with bus.gap():
+            await bus.notify("orders", "missed")
+        assert_type(await bus.reconnect(), int)
+        await bus.down()
+        assert_type(await bus.up(), int)
+        assert_type(await kill_link(bus, timeout=1), int)
+    assert_type(await observer.wait_for(observe.LinkUp, 2), observe.LinkUp)
+    await observer.wait_for(observe.LinkUp, where=lambda event: event.generation > 1)
+    assert_type(await observer.wait_for(lambda event: event != observe.Stopped(1)), observe.Event)
+    assert_type(observer.of(observe.LinkDown), list[observe.LinkDown])
+    async with FaultProxy.in_front_of(dsn) as proxy:
+        await proxy.stall("up")
+        await proxy.stall("sideways")  # type: ignore[arg-type]
+        assert_type(proxy.dsn, str)

@@ -28,7 +28,7 @@ from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links import base
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.subscription import Subscription
-from pgnotifybus.testing import FaultProxy, RecordingObserver
+from pgnotifybus.testing import FaultProxy, RecordingObserver, kill_link
 from support.sql import execute, kill_listener
 
 PrivateServer = Callable[..., EmbeddedServer]
@@ -122,7 +122,7 @@ async def running(
 async def test_the_backend_is_terminated(database: str, driver: Driver) -> None:
     """Trap 1, on every PostgreSQL."""
     async with running(database, driver) as subject:
-        assert await kill_listener(database) == 1
+        assert await kill_link(subject.bus) == 2
         await subject.up_again()
         await subject.check()
 

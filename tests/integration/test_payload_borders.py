@@ -32,7 +32,7 @@ from pgnotifybus.core.envelope import MAX_SPILLED_BYTES, pack, refer
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.publish.statements import new_row
-from pgnotifybus.testing import RecordingObserver
+from pgnotifybus.testing import RecordingObserver, kill_link
 from support.callers import Caller, opened
 from support.notifying import (
     driven,
@@ -46,7 +46,7 @@ from support.notifying import (
 )
 from support.payloads import noise
 from support.servers import PASSWORD
-from support.sql import execute, kill_listener
+from support.sql import execute
 from support.waiting import FETCHING, kill_waiting, until_waits
 
 LARGE = noise(12_000)
@@ -409,8 +409,7 @@ async def test_a_payload_that_is_fetched_while_the_link_is_lost_keeps_its_place(
         async with table_locked(shop18):
             await foreign(shop18, "c", wire)
             await until_waits(shop18, FETCHING)
-            await kill_listener(shop18)
-            await recorder.wait_for(observe.LinkUp, 2)
+            assert await kill_link(bus) == 2
             await foreign(shop18, "c", "after")
         async with asyncio.timeout(20):
             first, gap, after = [await anext(events) for _ in range(3)]

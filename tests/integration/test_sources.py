@@ -25,7 +25,7 @@ from pgnotifybus import (
 )
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver, connector
-from pgnotifybus.testing import RecordingObserver
+from pgnotifybus.testing import RecordingObserver, kill_link
 from support.servers import PASSWORD
 from support.sql import execute, kill_listener
 
@@ -97,8 +97,8 @@ async def test_every_kind_of_source(
             dynamic = await bus.listen("dynamic")
             await bus.notify("c", "1")
             assert await receiver.recv() == "1"
-            assert await kill_listener(database18) == 1
-            await recorder.wait_for(observe.LinkUp, 2)
+            assert await kill_link(bus) == 2
+            assert recorder.count(observe.LinkUp) == 2
             await bus.notify("dynamic", "2")
             assert await dynamic.recv() == "2"
         await _still_usable(kind, source)
