@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypedDict, assert_never, assert_type
@@ -37,6 +38,7 @@ from pgnotifybus import (
     triggers,
     watch,
 )
+from pgnotifybus.metrics import opentelemetry, prometheus
 from pgnotifybus.subscription import Subscription, TypedSubscription
 from pgnotifybus.testing import (
     FaultProxy,
@@ -268,7 +270,17 @@ def on_event(event: observe.Event) -> None:
 
 
 def observed(dsn: str) -> PgNotifyBus:
+    several: list[observe.Event] = []
+    bus = PgNotifyBus(dsn, ("orders",), observer=[on_event, several.append])
+    assert_type(bus.add_observer(lambda event: None), Callable[[], None])
     return PgNotifyBus(dsn, ("orders",), observer=on_event)
+
+
+def exported(bus: PgNotifyBus, log: EventLog) -> None:
+    assert_type(log.health(), Health)
+    assert_type(prometheus.instrument(bus), prometheus.Instrumentation)
+    with opentelemetry.instrument(log, name="log", channels=False) as instrumented:
+        assert_type(instrumented, opentelemetry.Instrumentation)
 
 
 async def primitives() -> None:

@@ -123,7 +123,7 @@ async def test_all_metrics_of_a_bus_and_a_log_are_exported_and_no_others(
         assert names == series_of(each for each in METRICS if each not in OF_A_LOG)
     async with EventLog(database18, probe_interval=0.02) as log:
         recorder = RecordingObserver()
-        log.add_observer(recorder)
+        remove = log.add_observer(recorder)
         with prometheus.instrument(log, registry=registry, name="of the log"):
             await log.cursor()
             await recorder.wait_for(observe.ProbeAnswered)
@@ -136,10 +136,13 @@ async def test_all_metrics_of_a_bus_and_a_log_are_exported_and_no_others(
                 "draining": 0,
             }
             assert log.health().state == "live"
+            remove()
+            told = len(recorder.events)
             names = {each.name for each in now.samples if each.labels["bus"] == "of the log"}
             never = {"pgnotifybus_last_message_timestamp_seconds"}  # nobody has appended
             assert names | never == series_of(each for each in METRICS if each not in OF_A_BUS)
         assert {sample.labels["bus"] for sample in Scrape(registry).samples} == {"of the bus"}
+    assert len(recorder.events) == told, "not even that it has ended"
 
 
 def series_of(metrics: Any) -> set[str]:
