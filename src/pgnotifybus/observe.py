@@ -367,7 +367,7 @@ class Emitter:
 
     def _level(self, event: Event, failure: str) -> int:
         """A warning the first time; the same again and again is only told to who debugs."""
-        news = self._repetition.is_news(f"{type(event).__name__}: {failure}", self._clock())
+        news = self._repetition.is_news(type(event).__name__, failure, self._clock())
         return logging.WARNING if news else logging.DEBUG
 
 

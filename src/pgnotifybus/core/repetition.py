@@ -11,7 +11,8 @@ import re
 from typing import Final
 
 REMEMBERED: Final = 12
-"""So many ways to fail are told. A thirteenth within ten minutes is noise, not news."""
+"""So many ways to fail are told of each kind. A thirteenth within ten minutes is no news, but
+noise; and noise of one kind must not drown another."""
 
 FORGOTTEN_AFTER: Final = 600.0
 """Seconds without a failure after which it is news again: attempts are at most a minute apart."""
@@ -29,21 +30,22 @@ class Repetition:
     __slots__ = ("_seen_at",)
 
     def __init__(self) -> None:
-        self._seen_at: dict[str, float] = {}
+        self._seen_at: dict[tuple[str, str], float] = {}
 
-    def is_news(self, failure: str, now: float) -> bool:
+    def is_news(self, kind: str, failure: str, now: float) -> bool:
         """Take note of a failure; whether to tell it.
 
         Args:
+            kind: What has failed.
             failure: What is said about it.
             now: Seconds of any clock that only goes forward.
         """
         seen_at = self._seen_at
         for stale in [each for each, at in seen_at.items() if now - at >= FORGOTTEN_AFTER]:
             del seen_at[stale]
-        way = _NUMBER.sub("0", failure)
+        way = kind, _NUMBER.sub("0", failure)
         new = way not in seen_at
-        if new and len(seen_at) >= REMEMBERED:
+        if new and sum(seen == kind for seen, _ in seen_at) >= REMEMBERED:
             return False
         seen_at[way] = now
         return new
