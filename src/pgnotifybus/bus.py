@@ -21,7 +21,7 @@ from pgnotifybus.core.names import SCHEMA, check_channel, check_channels, check_
 from pgnotifybus.core.ring import Ring
 from pgnotifybus.database.sidelink import SideLink
 from pgnotifybus.errors import Closed, PgNotifyBusError
-from pgnotifybus.links.sources import Driver, connector
+from pgnotifybus.links.sources import Driver, Password, connector
 from pgnotifybus.publish.message import Envelope, message
 from pgnotifybus.publish.notifier import send
 from pgnotifybus.publish.publisher import Publisher
@@ -121,6 +121,7 @@ class PgNotifyBus:
         *,
         capacity: int = 256,
         driver: Driver | None = None,
+        password: Password | None = None,
         probe_interval: float | None = 5.0,
         probe_timeout: float = 4.0,
         connect_timeout: float = 10.0,
@@ -144,6 +145,9 @@ class PgNotifyBus:
             capacity: How many messages a channel keeps for a receiver that is behind; at least 1.
             driver: `"psycopg"` or `"asyncpg"`, for a DSN; None takes the one that the DSN names
                 (`postgresql+asyncpg://`), else psycopg.
+            password: For a DSN: a function, async or not, that returns the password. Called for
+                each connection, so that one that changes is known; what it raises is told without
+                its text, and tried again.
             probe_interval: The seconds of silence after which the server is asked whether it is
                 still there; None for never, which lets a database that scales to zero sleep.
             probe_timeout: The seconds of silence after a question that mean that the link is dead.
@@ -178,7 +182,7 @@ class PgNotifyBus:
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
         )
-        connect = connector(source, driver)
+        connect = connector(source, driver, password)
         self._emit = observe.Emitter(observer)
         self._connector = connect
         self._connect_timeout = connect_timeout
@@ -187,7 +191,7 @@ class PgNotifyBus:
         self._channels = Channels(names, capacity, self._fetcher.fetch)
         self._channels.on_timed = self._timed
         self._generation, _ = watch.channel(0)
-        direct = None if direct_dsn is None else connector(direct_dsn, driver)
+        direct = None if direct_dsn is None else connector(direct_dsn, driver, password)
         self._supervisor = Supervisor(
             connect, self._channels, self._generation, timing, self._emit, direct
         )

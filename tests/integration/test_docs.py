@@ -21,7 +21,8 @@ import psycopg
 import pytest
 
 import pgnotifybus
-from pgnotifybus import broadcast, observe, schema, triggers, watch
+from pgnotifybus import broadcast, observe, schema, testing, triggers, watch
+from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.metrics import opentelemetry, prometheus
 from support import program
 from support.documents import DOCUMENTED, ROOT, Block, anchors, blocks, links, pages
@@ -29,7 +30,8 @@ from support.sql import kill_listener
 
 TEXTS = [*pages(), *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 ALL = [block for page in TEXTS for block in blocks(page)]
-PYTHON = [block for block in ALL if block.language == "python"]
+PYTHON = [block for block in ALL if block.language == "python" and not block.is_tests]
+TESTS = [block for block in ALL if block.language == "python" and block.is_tests]
 SHELL = [block for block in ALL if block.language == "sh"]
 
 
@@ -62,6 +64,26 @@ def test_python(block: Block, database18: str, tmp_path: Path) -> None:
         assert not re.search("Exception ignored|never retrieved|was destroyed", errors), errors
     else:
         assert (code, errors) == (0, "")
+
+
+@of(TESTS)
+def test_tests(block: Block, pg18: EmbeddedServer, tmp_path: Path) -> None:
+    """A file of tests passes, with the plugin as it is installed."""
+    (tmp_path / "test_example.py").write_text(block.code)
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider"]
+    # pytest-asyncio warns of a default that will change, where it is not said.
+    options += ["-o", "asyncio_default_fixture_loop_scope=function"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "."],
+        env=program.clean_environment(PGNOTIFYBUS_TEST_DSN=pg18.dsn),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{block.code.count('def test_')} passed" in done.stdout
 
 
 def await_line(running: program.Program, line: str) -> None:
@@ -218,6 +240,7 @@ def public_names() -> Iterator[tuple[str, object]]:
         found[name] = getattr(pgnotifybus, name)
     for module in (broadcast, watch, observe, schema, triggers, prometheus, opentelemetry):
         found |= {f"{module.__name__}.{name}": value for name, value in defined_in(module)}
+    found |= {f"testing.{name}": getattr(testing, name) for name in testing.__all__}
     del found["__version__"]
     for name, value in list(found.items()):
         if isinstance(value, type):

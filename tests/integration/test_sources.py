@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -163,6 +164,60 @@ async def test_a_wrong_password(pg18: EmbeddedServer, driver: Driver) -> None:
         async with PgNotifyBus(wrong, ["c"], driver=driver):
             pass
     assert_no_secret(refused.value, "wr0ng/p@ss", "wr0ng%2Fp%40ss")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_password_that_changes_is_asked_for_each_connection(
+    pg18: EmbeddedServer, driver: Driver, asynchronous: bool
+) -> None:
+    role = f"rotating_{uuid.uuid4().hex[:8]}"
+    await execute(pg18.dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'fir5t'")
+    current, asked = "fir5t", 0
+
+    def password() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise RuntimeError("the vault is s3aled")
+        return current
+
+    async def later() -> str:
+        return password()
+
+    recorder = RecordingObserver()
+    try:
+        dsn = pg18.dsn_for(user=role, password="n0t this one")
+        bus = PgNotifyBus(
+            dsn,
+            ["c"],
+            driver=driver,
+            password=later if asynchronous else password,
+            backoff_initial=0.05,
+            observer=recorder,
+        )
+        async with bus:
+            current = "s3cond"
+            await execute(pg18.dsn, f"ALTER ROLE {role} PASSWORD 's3cond'")
+            assert await kill_listener(pg18.dsn) == 1
+            await recorder.wait_for(observe.LinkUp, 2)
+        assert asked >= 3
+        failed = recorder.of(observe.ConnectFailed)
+        assert "the function for the password raised RuntimeError" in str(failed[0].error)
+        assert "s3aled" not in str(failed[0].error)  # its text is for who looks at the cause
+        assert_no_secret(failed[0].error, "fir5t", "s3cond", "n0t this one")
+    finally:
+        await execute(pg18.dsn, f"DROP ROLE {role}")
+
+
+async def test_a_password_that_is_no_text_or_no_function(database18: str, driver: Driver) -> None:
+    with pytest.raises(TypeError, match="part of the DSN"):
+        PgNotifyBus(database18, ["c"], password="s3cret")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="DSN only"):
+        PgNotifyBus(lambda: None, ["c"], password=str)
+    none: Any = lambda: None  # noqa: E731
+    with pytest.raises(FatalLinkError, match="must be a str"):
+        async with PgNotifyBus(database18, ["c"], driver=driver, password=none):
+            pass
 
 
 async def test_an_unknown_database(pg18: EmbeddedServer, driver: Driver) -> None:

@@ -14,7 +14,13 @@ from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from pgnotifybus.core.dsn import MALFORMED
-from pgnotifybus.errors import FatalLinkError, MissingExtra, PgNotifyBusError, PoolTooSmall
+from pgnotifybus.errors import (
+    ConnectError,
+    FatalLinkError,
+    MissingExtra,
+    PgNotifyBusError,
+    PoolTooSmall,
+)
 from pgnotifybus.links.base import (
     KEEPALIVE_PARAMETERS,
     Borrowed,
@@ -49,11 +55,20 @@ class OwnConnections:
         raise NotImplementedError
 
 
+Password = Callable[[], str | Awaitable[str]]
+"""Called for every new connection."""
+
+
 # -- DSN ------------------------------------------------------------------------------------------
 
 
 class PsycopgDsn(OwnConnections):
-    def __init__(self, dsn: str, kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        kwargs: dict[str, Any] | None = None,
+        password: Password | None = None,
+    ) -> None:
         try:
             import psycopg
             from psycopg import conninfo
@@ -71,6 +86,7 @@ class PsycopgDsn(OwnConnections):
             raise ValueError(f"the DSN is malformed: {MALFORMED}")  # libpq says so too late
         self._dsn = dsn
         self._kwargs = kwargs or {}
+        self._password = password
 
     def describe(self) -> str:
         parameters = {**self._parameters, **self._kwargs}
@@ -100,6 +116,7 @@ class PsycopgDsn(OwnConnections):
         # Whole seconds, at least 2: that is libpq's grain.
         kwargs: dict[str, Any] = {"connect_timeout": max(2, round(timeout)), **given}
         kwargs["autocommit"] = True
+        kwargs.update(await _password_now(self._password))
         try:
             return await psycopg.AsyncConnection.connect(**kwargs)
         except asyncio.CancelledError as error:
@@ -113,7 +130,7 @@ class PsycopgDsn(OwnConnections):
 
 
 class AsyncpgDsn(OwnConnections):
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, password: Password | None = None) -> None:
         try:
             import asyncpg  # noqa: F401
         except ImportError:
@@ -121,6 +138,7 @@ class AsyncpgDsn(OwnConnections):
         if dsn and not dsn.startswith("postgresql://"):
             raise ValueError("the DSN is malformed: asyncpg takes postgresql://... only")
         self._dsn = dsn
+        self._password = password
         try:
             self._parts = urlsplit(dsn)
         except ValueError:  # which would repeat a part of it
@@ -148,10 +166,12 @@ class AsyncpgDsn(OwnConnections):
     async def _open(self, timeout: float, settings: dict[str, str] | None = None) -> Any:
         import asyncpg
 
+        password = await _password_now(self._password)
         try:
             return await asyncpg.connect(
                 self._dsn or None,
                 timeout=timeout,
+                **password,
                 server_settings=settings,
                 target_session_attrs=self._wanted,
             )
@@ -351,6 +371,23 @@ class Factory(OwnConnections):
             raise connect_failure(
                 self.describe(), text, getattr(error, "sqlstate", None)
             ) from error
+
+
+async def _password_now(password: Password | None) -> dict[str, str]:
+    """The password as a parameter, from the function that knows it; empty without one."""
+    if password is None:
+        return {}
+    try:
+        value = await _value_of(password)
+    except Exception as error:  # as of a connection factory, it may pass
+        raise ConnectError(
+            f"the function for the password raised {type(error).__name__}: nothing was tried"
+        ) from error
+    if not isinstance(value, str):
+        raise FatalLinkError(
+            f"the function for the password returned {type(value).__name__}: it must be a str"
+        )
+    return {"password": value}
 
 
 async def _value_of(value: Any) -> Any:

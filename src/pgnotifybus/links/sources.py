@@ -17,12 +17,13 @@ from pgnotifybus.links.connectors import (
     AsyncpgPool,
     Engine,
     Factory,
+    Password,
     PsycopgDsn,
     PsycopgPool,
     package_of,
 )
 
-__all__ = ["Connector", "Driver", "Lender", "connector"]
+__all__ = ["Connector", "Driver", "Lender", "Password", "connector"]
 
 _KINDS: Final = (
     "a DSN string, an asyncpg.Pool, a psycopg_pool.AsyncConnectionPool, a SQLAlchemy AsyncEngine, "
@@ -37,16 +38,19 @@ _DIALECTS: Final[dict[str, Driver]] = {
 }
 
 
-def connector(source: object, driver: Driver | None = None) -> Lender:
+def connector(
+    source: object, driver: Driver | None = None, password: Password | None = None
+) -> Lender:
     """Choose how to connect; no I/O.
 
     Args:
         source: What the user passed.
         driver: Which driver a DSN is for; None means what the DSN names
             (`postgresql+asyncpg://`), else psycopg.
+        password: What knows the password of a DSN; asked for each connection.
 
     Raises:
-        TypeError: If the source is none that is known.
+        TypeError: If the source is none that is known, or the password no function.
         ValueError: If the DSN is malformed or the driver unknown.
         MissingExtra: If the driver that a DSN needs is not installed.
     """
@@ -54,10 +58,14 @@ def connector(source: object, driver: Driver | None = None) -> Lender:
         return cast("Lender", source)
     if driver not in (None, "psycopg", "asyncpg"):
         raise ValueError(f"driver must be 'psycopg' or 'asyncpg', not {driver!r}")
+    if password is not None and not callable(password):
+        raise TypeError("password= must be a function; a password that stays is part of the DSN")
     if isinstance(source, str):
-        return _from_dsn(source, driver)
+        return _from_dsn(source, driver, password)
     if driver is not None:
         raise ValueError("driver= goes with a DSN only: other sources bring their own driver")
+    if password is not None:
+        raise ValueError("password= goes with a DSN only: other sources bring their own")
     package = package_of(source)
     names = {cls.__name__ for cls in type(source).__mro__}
     if package == "asyncpg" and "Pool" in names:
@@ -80,10 +88,12 @@ def connector(source: object, driver: Driver | None = None) -> Lender:
     raise TypeError(f"a source must be {_KINDS}; not {type(source).__name__}")
 
 
-def _from_dsn(dsn: str, driver: Driver | None) -> Lender:
+def _from_dsn(dsn: str, driver: Driver | None, password: Password | None) -> Lender:
     dsn, named = take_apart(dsn)
     if named is not None:
         if named not in _DIALECTS:
             raise ValueError(f"the DSN names the driver {named!r}; known: {', '.join(_DIALECTS)}")
         driver = driver or _DIALECTS[named]
-    return AsyncpgDsn(dsn) if driver == "asyncpg" else PsycopgDsn(dsn)
+    if driver == "asyncpg":
+        return AsyncpgDsn(dsn, password)
+    return PsycopgDsn(dsn, password=password)

@@ -16,7 +16,7 @@ from pgnotifybus.core.position import behind
 from pgnotifybus.database.callers import async_caller, sync_caller
 from pgnotifybus.database.queries import Script
 from pgnotifybus.links.base import ServerError
-from pgnotifybus.links.sources import Driver, connector
+from pgnotifybus.links.sources import Driver, Password, connector
 from pgnotifybus.log import appending, retention
 from pgnotifybus.log.consumer import Consumer
 from pgnotifybus.log.cursor import Cursor
@@ -85,6 +85,7 @@ class EventLog:
         pacemaker: bool = True,
         prune: bool = True,
         driver: Driver | None = None,
+        password: Password | None = None,
         probe_interval: float | None = 60.0,
         connect_timeout: float = 10.0,
         observer: observe.Observer | Iterable[observe.Observer] | None = None,
@@ -101,7 +102,7 @@ class EventLog:
                 writers need not.
             prune: Whether this process deletes what retention says, about once a minute, where its
                 role may.
-            driver: As for `PgNotifyBus`.
+            driver, password: As for `PgNotifyBus`.
             probe_interval: The seconds of silence after which the listening connection is asked
                 whether it is still there; None for never.
             connect_timeout: The seconds that connecting to one host may take.
@@ -117,13 +118,14 @@ class EventLog:
         self._limit = payload_limit
         observers = observe.several(observer)  # once: it may be an iterator
         self._emit = observe.Emitter(observers)
-        self._connector = connector(source, driver)
+        self._connector = connector(source, driver, password)
         self._connect_timeout = connect_timeout
         bus = PgNotifyBus(
             source,
             [log_channel(schema)],
             capacity=4096,
             driver=driver,
+            password=password,
             probe_interval=probe_interval,
             connect_timeout=connect_timeout,
             schema=schema,
