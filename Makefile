@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-publish bench-log clean
+.PHONY: help demo test check format chaos soak bench bench-publish bench-log clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -40,6 +41,12 @@ check: $(VENV)/.dev ## Format, lint, types, import contracts
 format: $(VENV)/.dev ## Rewrite the code as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+chaos: $(VENV)/.dev ## Try every fault, and say how long it takes to notice and to mend (ARGS="--rounds 1")
+	@cd tests && ../$(BIN)/python -m chaos $(ARGS)
+
+soak: $(VENV)/.dev ## Faults at random against a bus and an event log, for MINUTES (ARGS="--seed 1")
+	@cd tests && ../$(BIN)/python -m chaos --soak $(MINUTES) $(ARGS)
 
 bench: $(VENV)/.dev ## Measure receiving against the bare drivers (ARGS="--quick")
 	@$(BIN)/python -m benches $(ARGS)

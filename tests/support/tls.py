@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import trustme
@@ -26,13 +28,22 @@ class Tls:
 
 
 @contextlib.asynccontextmanager
-async def tls_in_front_of(dsn: str) -> AsyncIterator[Tls]:
-    """Reach the same server through TLS, which is taken off on the way."""
+async def tls_in_front_of(dsn: str, *, verified: bool = False) -> AsyncIterator[Tls]:
+    """Reach the same server through TLS, which is taken off on the way.
+
+    Args:
+        dsn: Of the server.
+        verified: Whether the DSN has the client verify the certificate, by its private CA.
+    """
     tls = Tls("")
     parts = urlsplit(dsn)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     tasks: set[asyncio.Task[None]] = set()
+    directory = tempfile.TemporaryDirectory(prefix="tls-")
+    root = Path(directory.name) / "root.pem"
+    authority.cert_pem.write_to_path(root)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -61,6 +72,8 @@ async def tls_in_front_of(dsn: str) -> AsyncIterator[Tls]:
         port = server.sockets[0].getsockname()[1]
         who = parts.netloc.rpartition("@")[0]
         query = "sslmode=require"
+        if verified:
+            query = f"sslmode=verify-full&sslrootcert={root}"
         tls.dsn = parts._replace(netloc=f"{who}@127.0.0.1:{port}", query=query).geturl()
         yield tls
     finally:
@@ -68,6 +81,7 @@ async def tls_in_front_of(dsn: str) -> AsyncIterator[Tls]:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        directory.cleanup()
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: Tls) -> None:

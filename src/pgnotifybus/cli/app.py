@@ -10,12 +10,14 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from pgnotifybus._version import __version__
+from pgnotifybus.cli import doctor as doctoring
 from pgnotifybus.cli import dsn as dsns
 from pgnotifybus.cli import listen as listening
 from pgnotifybus.cli import notify as notifying
 from pgnotifybus.cli import schema as schemas
 from pgnotifybus.cli import secrecy
 from pgnotifybus.cli import stream as streaming
+from pgnotifybus.cli import top as topping
 from pgnotifybus.cli import trigger as triggering
 from pgnotifybus.cli.log import commands as logs
 from pgnotifybus.cli.options import (
@@ -260,6 +262,8 @@ def notify(
             say(f"sent {one.size:,} byte{'' if one.size == 1 else 's'} to {channel}")
 
 
+app.command("doctor", epilog=doctoring.EPILOG)(doctoring.doctor)
+app.command("top", epilog=topping.EPILOG)(topping.top)
 app.add_typer(schemas.commands, name="schema")
 app.add_typer(triggering.commands, name="trigger")
 app.add_typer(logs.commands, name="log")

@@ -120,10 +120,10 @@ class PsycopgDsn(OwnConnections):
         try:
             return await psycopg.AsyncConnection.connect(**kwargs)
         except asyncio.CancelledError as error:
-            # Who keeps the error keeps its frames, and in them a connection that is half open.
-            traceback.clear_frames(error.__traceback__)
+            _let_go(error)
             raise
         except (psycopg.Error, OSError) as error:
+            _let_go(error)
             raise connect_failure(
                 self.describe(), str(error), getattr(error, "sqlstate", None)
             ) from error
@@ -395,6 +395,14 @@ async def _value_of(value: Any) -> Any:
     if callable(value):
         value = value()
     return await value if inspect.isawaitable(value) else value
+
+
+def _let_go(error: BaseException) -> None:
+    """Who keeps the error keeps its frames, and in them a connection that is half open."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 # -- what they share ------------------------------------------------------------------------------

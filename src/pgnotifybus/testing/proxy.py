@@ -33,7 +33,7 @@ _DEFAULT_PORT = 5432
 
 
 class FaultProxy:
-    """A proxy on 127.0.0.1; enter it as a context manager, which leaves no task and no socket.
+    """A proxy on this machine; enter it as a context manager, which leaves no task and no socket.
 
     It needs an event loop that can watch sockets (`add_reader`): asyncio's own, but for the
     proactor of Windows, or uvloop.
@@ -41,15 +41,20 @@ class FaultProxy:
     Args:
         target_host: The host to forward to: a name, or an IPv4 address.
         target_port: The port to forward to.
+        host: The IPv4 address to listen on; any of 127.0.0.0/8 will do on Linux.
+        port: The port to listen on; 0 for one that is free.
 
     Attributes:
         accepted: How many connections have been accepted so far.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(
+        self, target_host: str, target_port: int, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self._target = (target_host, target_port)
         self._target_dsn: str | None = None
-        self._port = 0
+        self._host = host
+        self._port = port
         self._listener: socket.socket | None = None
         self._connections: dict[Connection, asyncio.Task[None]] = {}
         self._conditions = Conditions()
@@ -115,8 +120,8 @@ class FaultProxy:
     def dsn(self) -> str:
         """The DSN through the proxy, if it was made by `in_front_of`. It may hold a password.
 
-        The host is 127.0.0.1 then: with `sslmode=verify-full` the server's certificate has to be
-        for that.
+        The host is where the proxy listens: with `sslmode=verify-full` the server's certificate
+        has to be for that.
 
         Raises:
             ValueError: If the proxy knows no DSN; see `dsn_from`.
@@ -133,7 +138,7 @@ class FaultProxy:
         """
         parts = _split(dsn)
         who = parts.netloc.rpartition("@")[0]
-        place = f"127.0.0.1:{self.port}"
+        place = f"{self._host}:{self.port}"
         return parts._replace(netloc=f"{who}@{place}" if who else place).geturl()
 
     async def wait_connected(self, count: int) -> None:
@@ -247,7 +252,7 @@ class FaultProxy:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._port = self._port or free_port()
-            listener.bind(("127.0.0.1", self._port))
+            listener.bind((self._host, self._port))
             listener.listen(128)
         except OSError:
             listener.close()

@@ -1,0 +1,153 @@
+"""Connect as a bus would, ask, and judge. Layer: diagnosis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from pgnotifybus.core.names import quote
+from pgnotifybus.diagnosis import facts, round_trip, rules
+from pgnotifybus.diagnosis.finding import Finding
+from pgnotifybus.errors import BehindPooler, FatalLinkError, LinkError, SchemaError, SchemaMissing
+from pgnotifybus.links.base import Connector, Link, Rows, ServerError
+from pgnotifybus.pooler import check_delivery
+from pgnotifybus.schema.checking import check_version
+
+_STATEMENT: Final = 10.0
+"""The seconds that one answer may take."""
+_DELIVERY: Final = 5.0
+
+Rule = Callable[[Rows], Iterable[Finding]]
+
+
+async def examine(connector: Connector, schema: str, timeout: float) -> list[Finding]:
+    """All findings about a server.
+
+    Args:
+        connector: What connects to it.
+        schema: Where the spill table and the event log would be.
+        timeout: The seconds that connecting to one host may take.
+
+    Raises:
+        ConnectError, FatalLinkError: If there is no connection.
+
+    Cancel safety: no connection is left behind.
+    """
+    try:
+        async with asyncio.timeout(3 * timeout):
+            link = await connector.connect("doctor", timeout)
+    except TimeoutError:
+        raise LinkError(f"{connector.describe()} did not answer in time") from None
+    try:
+        return await _Examination(connector, link).all(schema)
+    finally:
+        link.abort()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(2.0):
+                await link.close()
+
+
+class _Examination:
+    def __init__(self, connector: Connector, link: Link) -> None:
+        self._connector = connector
+        self._link = link
+        self._number = 0
+        self._findings: list[Finding] = []
+
+    async def all(self, schema: str) -> list[Finding]:
+        today = datetime.now(UTC).date()
+        await self._ask("server-version", facts.SERVER, lambda rows: rules.server(rows, today))
+        await self._ask("tls", facts.CONNECTION, rules.connection)
+        await self._ask("session-timeouts", facts.TIMEOUTS, rules.timeouts)
+        await self._ask("probe-rights", facts.RIGHTS, rules.rights)
+        await self._ask("queue-usage", facts.QUEUE, rules.queue)
+        await self._ask("stuck-sessions", facts.STUCK, rules.stuck)
+        await self._ask(
+            "listeners", facts.LISTENERS, lambda rows: rules.listeners(rows, self._number)
+        )
+        await self._ask("notify-lock", facts.WAITING, rules.waiting)
+        await self._ask("row-triggers", facts.TRIGGERS, rules.triggers)
+        if await self._has_schema(schema):
+            name = quote(schema)
+            await self._ask("spill-table", facts.SPILL.format(schema=name), rules.spill)
+            await self._ask("consumers", facts.LOG.format(schema=name), rules.log)
+        if not any(each.id == "standby" and each.level == "problem" for each in self._findings):
+            await self._deliver()
+        return self._findings
+
+    async def _ask(self, what: str, sql: str, rule: Rule) -> None:
+        """Ask one thing; that it cannot be known is a finding, and the rest goes on."""
+        try:
+            async with asyncio.timeout(_STATEMENT):
+                rows = await self._link.fetch(sql)
+        except ServerError as error:
+            self._unknown(what, str(error))
+            return
+        except TimeoutError:  # the session is of no use any more
+            self._link.abort()
+            raise LinkError(f"the server has not answered for {_STATEMENT:g} s") from None
+        if sql is facts.SERVER:
+            self._number = int(rows[0][0] or 0)
+        self._findings += rule(rows)
+
+    async def _has_schema(self, schema: str) -> bool:
+        try:
+            async with asyncio.timeout(_STATEMENT):
+                await check_version(self._link, schema)
+        except SchemaMissing as error:
+            self._findings.append(
+                Finding(
+                    "schema",
+                    "note",
+                    str(error).partition(":")[0],
+                    "Large payloads and the event log need it; small notifications do not.",
+                    str(error).partition(": ")[2],
+                )
+            )
+            return False
+        except SchemaError as error:
+            self._findings.append(Finding("schema", "problem", str(error)))
+            return False
+        except ServerError as error:
+            self._unknown("schema", str(error))
+            return False
+        self._findings.append(Finding("schema", "ok", f"the schema {schema!r} is there, and whole"))
+        return True
+
+    async def _deliver(self) -> None:
+        """Whether there is a pooler, and whether notifications arrive."""
+        try:
+            session = await self._link.inspect()
+            pooled = session.pid != self._link.pid
+            if pooled:
+                await check_delivery(self._connector, self._link, _DELIVERY)
+            self._findings.append(
+                Finding("pooler", "note", "there is a pooler, and it delivers notifications")
+                if pooled
+                else Finding("pooler", "ok", "no pooler was found")
+            )
+            seconds = await round_trip.measure(self._connector, self._link, _DELIVERY)
+            self._findings.append(rules.round_trip(seconds))
+        except BehindPooler as error:
+            why = "LISTEN seems to succeed, and nothing ever arrives."
+            self._findings.append(Finding("pooler", "problem", error.cause, why, error.advice))
+        except TimeoutError:
+            self._findings.append(
+                Finding(
+                    "round-trip",
+                    "problem",
+                    f"a notification did not arrive within {_DELIVERY:g} s",
+                    "Whoever listens hears nothing.",
+                    "Is there a pooler in between, or a session that holds the queue?",
+                )
+            )
+        except (LinkError, FatalLinkError, ServerError) as error:
+            self._unknown("round-trip", str(error))
+
+    def _unknown(self, what: str, reason: str) -> None:
+        self._findings.append(
+            Finding(what, "note", f"could not be found out: {reason}", "", "Ask with another role")
+        )

@@ -1,0 +1,90 @@
+"""One fault against one world: what must hold, and how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from chaos.cases import Case
+from chaos.crowd import Crowd
+from chaos.world import QUICK, World, running
+from pgnotifybus import observe
+from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.links.sources import Driver
+from pgnotifybus.testing import FaultProxy
+
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial has shown; that everything was accounted for it has asserted."""
+
+    noticed: float | None
+    """Seconds from the fault to the loss of the link; None if none was lost."""
+    live: float | None
+    """Seconds from the end of the fault, or the loss if it ends by itself, to the next link."""
+    missing: int
+    """Messages of all channels that lie in the gaps."""
+
+
+async def trial(
+    case: Case, server: EmbeddedServer, driver: Driver, options: dict[str, Any] | None = None
+) -> Outcome:
+    """Strike, and see what becomes of it.
+
+    Args:
+        case: The fault.
+        server: A server of which the trial may do what it likes.
+        driver: The driver of the bus.
+        options: Of the bus; those that are quick, if None.
+
+    Raises:
+        AssertionError: If anything was lost silently, given twice, or told in the wrong place.
+    """
+    name = f"chaos_{uuid.uuid4().hex[:8]}"
+    dsn = server.dsn_for(database=name)
+    chosen = dict(QUICK if options is None else options)
+    world = World(server, dsn, FaultProxy.in_front_of(dsn), driver, chosen)
+    await world.sql(f"CREATE DATABASE {name}")
+    try:
+        async with running(world, case.prepare):
+            outcome = await _strike(case, world)
+    finally:
+        await world.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    return outcome
+
+
+async def _strike(case: Case, world: World) -> Outcome:
+    loop = asyncio.get_running_loop()
+    crowd = await Crowd.gather(world, case.channels, case.receivers)
+    if case.quiet:
+        world.quiet.clear()
+    struck = loop.time()
+    await case.strike(world)
+    if case.noticed_by == "nobody":
+        last = await world.settle()
+        missing = sum(book.check(world.sent, [], struck, last) for book in world.received.values())
+        assert (world.bus.health().generation, missing) == (1, 0)
+        return Outcome(None, None, 0)
+    down = await world.observer.wait_for(observe.LinkDown, timeout=_PATIENCE)
+    noticed = world.observer.when(observe.LinkDown) - struck
+    await case.meanwhile(world)
+    await case.mend(world)
+    mended = world.observer.when(observe.LinkDown) if case.mends_itself else loop.time()
+    await world.observer.wait_for(observe.LinkUp, 2, timeout=_PATIENCE)
+    up_at = world.observer.when(observe.LinkUp, 2)
+    world.quiet.set()
+    last = await world.settle()
+    missing = sum(book.check(world.sent, [2], up_at, last) for book in world.received.values())
+    await crowd.check(world)
+    health, told = world.bus.health(), world.observer
+    assert (health.generation, health.state) == (2, "live")
+    assert (told.count(observe.LinkDown), told.count(observe.LinkUp)) == (1, 2)
+    states = [event.new for event in told.of(observe.StateChanged)]
+    assert states[0] == "connecting"
+    assert states[1:].count("live") == 2
+    assert str(down.error)
+    return Outcome(noticed, max(0.0, up_at - mended), missing)

@@ -1,0 +1,37 @@
+"""Every fault is noticed, told in its place on every channel, and mended; see `tests/chaos`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+import uvloop
+
+from chaos.cases import CASES
+from chaos.trial import Outcome, trial
+from pgnotifybus.embedded import EmbeddedServer
+from pgnotifybus.links.sources import Driver
+from support import pgbouncer
+
+PrivateServer = Callable[..., EmbeddedServer]
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+# Not async: each brings its own loop. Both drivers and both loops, though not all four pairs.
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("driver", "loop"), [("psycopg", "uvloop"), ("asyncpg", "asyncio")])
+@pytest.mark.parametrize("name", CASES)
+def test_the_fault(name: str, private_server: PrivateServer, driver: Driver, loop: str) -> None:
+    case = CASES[name]
+    if case.needs_pgbouncer and pgbouncer.PROGRAM is None:
+        pytest.skip("PgBouncer is not installed (package pgbouncer)")
+    server = private_server(18, dict(case.settings))
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        outcome: Outcome = runner.run(trial(case, server, driver))
+    if outcome.noticed is not None:
+        assert outcome.noticed < 5  # `make chaos` says how long it really takes
