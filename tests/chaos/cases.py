@@ -47,6 +47,9 @@ class Case:
     meanwhile: Step = _nothing
     """What must be so before it is mended."""
 
+    afterwards: Step = _nothing
+    """What must be so when the link is up again."""
+
     @property
     def mends_itself(self) -> bool:
         """Whether nothing needs to be done for it to end."""
@@ -101,7 +104,6 @@ async def _stall_a_listen(world: World) -> None:
 
 
 async def _wish_is_granted(world: World) -> None:
-    await _reset_and_heal(world)
     receiver = await world.notes["wish"]
     receiver.close()
 
@@ -315,8 +317,9 @@ CASES: Final[dict[str, Case]] = {
     "black hole, LISTEN": Case(
         "the network swallows the answer to a LISTEN",
         _stall_a_listen,
-        _wish_is_granted,
+        _reset_and_heal,
         noticed_by="probe",
+        afterwards=_wish_is_granted,
     ),
     "black hole, connecting": Case(
         "the connection is reset, and the next attempts are swallowed",

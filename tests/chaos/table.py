@@ -31,10 +31,13 @@ def rows(results: Mapping[str, Sequence[Outcome]]) -> str:
 
 
 def write(path: Path, table: str) -> None:
-    """Put a table in the place of the one before."""
+    """Put a table in the place of the one before; faults that were not tried keep their rows."""
     before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+    old, _, after = rest.partition(END)
+    known = {line.split("|")[1].strip(): line for line in f"{old}\n{table}".splitlines() if line}
+    titles = ["Fault", "---", *(case.title for case in CASES.values())]
+    lines = "\n".join(known[title] for title in titles if title in known)
+    path.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")
 
 
 def _times(seconds: Sequence[float | None]) -> str:

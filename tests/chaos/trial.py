@@ -77,6 +77,7 @@ async def _strike(case: Case, world: World) -> Outcome:
     await world.observer.wait_for(observe.LinkUp, 2, timeout=_PATIENCE)
     up_at = world.observer.when(observe.LinkUp, 2)
     world.quiet.set()
+    await case.afterwards(world)
     last = await world.settle()
     missing = sum(book.check(world.sent, [2], up_at, last) for book in world.received.values())
     await crowd.check(world)

@@ -13,6 +13,7 @@ from chaos.trial import Outcome, trial
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from support import pgbouncer
+from support.documents import ROOT
 
 PrivateServer = Callable[..., EmbeddedServer]
 
@@ -20,6 +21,12 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
+
+
+def test_the_table_has_every_fault() -> None:
+    page = (ROOT / "docs/topics/reliability.md").read_text()
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if " | " in line]
+    assert shown[2:] == [case.title for case in CASES.values()]
 
 
 # Not async: each brings its own loop. Both drivers and both loops, though not all four pairs.

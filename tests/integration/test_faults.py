@@ -232,6 +232,18 @@ async def test_a_black_hole_is_noticed(database18: str, driver: Driver, fault: s
             await subject.check()
 
 
+async def test_a_link_that_drips_is_as_good_as_silent(database18: str, driver: Driver) -> None:
+    """A byte now and then says nothing: whole messages and answers do."""
+    async with FaultProxy.in_front_of(database18) as proxy:
+        async with running(
+            proxy.dsn, driver, publish=database18, probe_interval=0.3, probe_timeout=0.4
+        ) as subject:
+            await proxy.drip(20)
+            await execute(database18, "SELECT pg_notify('a', repeat('x', 7000))")
+            down = await subject.recorder.wait_for(observe.LinkDown, timeout=10)
+            assert isinstance(down.error, ProbeTimeout)
+
+
 async def test_a_black_hole_is_noticed_within_ten_seconds_by_default(database18: str) -> None:
     """Trap 5, with the defaults that users get."""
     async with FaultProxy.in_front_of(database18) as proxy:

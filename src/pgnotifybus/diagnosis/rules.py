@@ -22,6 +22,9 @@ END_OF_LIFE: Final = {
 }
 _OLDEST: Final = 13
 """With functions for transaction ids of 64 bits, which the event log needs."""
+_MENDED: Final = {14: 21, 15: 16, 16: 12, 17: 8, 18: 2}
+"""The minor version of each branch, of February 2026, that mends two bugs of LISTEN and NOTIFY.
+Source: https://www.postgresql.org/docs/release/18.2/"""
 _MANY_LISTENERS: Final = 50
 _SLOW_SECONDS: Final = 1.0
 
@@ -49,6 +52,7 @@ def server(rows: Rows, today: date) -> Iterator[Finding]:
         )
     else:
         yield Finding("server-version", "ok", f"PostgreSQL {version}")
+    yield _known_bugs(major, int(number or 0) % 10_000)
     if in_recovery == "true":
         yield Finding(
             "standby",
@@ -70,6 +74,22 @@ def server(rows: Rows, today: date) -> Iterator[Finding]:
             "What it cannot express is refused when it is sent; in SQL_ASCII, anything may arrive.",
             "Send ASCII, or use a database in UTF8",
         )
+
+
+def _known_bugs(major: int, minor: int) -> Finding:
+    mended = _MENDED.get(major, 0)
+    if minor >= mended and (mended or major > max(_MENDED)):
+        return Finding("known-bugs", "ok", "no bug of LISTEN and NOTIFY is known of this version")
+    return Finding(
+        "known-bugs",
+        "warning",
+        "VACUUM may delete what the server needs to read queued notifications (could not access "
+        "status of transaction), and a listener that fails to read one goes on without it",
+        "Notifications are lost without a trace, or no session can LISTEN any more.",
+        f"Upgrade to {major}.{mended} or later: a restart"
+        if mended
+        else "Upgrade to 18.2 or later",
+    )
 
 
 def connection(rows: Rows) -> Iterator[Finding]:

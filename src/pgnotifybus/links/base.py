@@ -145,7 +145,7 @@ class Link(Runner, Outlet, Protocol):
 
     @property
     def heard_at(self) -> float:
-        """When something last arrived, in seconds of the event loop's clock."""
+        """When a whole message or answer last arrived, in seconds of the event loop's clock."""
 
     def start(
         self, sink: Sink, on_undecodable: OnUndecodable | None = None, batch: int | None = None

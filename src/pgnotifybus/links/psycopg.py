@@ -195,16 +195,19 @@ class PsycopgLink:
         # read until two rounds brought nothing: a record is 16 kB at most, a round takes 8 kB at
         # least, and no message is longer. Without TLS, one more round is only worth it in a burst.
         worth_another, misses = (1, 2) if self._pgconn.ssl_in_use else (_BURST, 1)
-        rounds = _ROUNDS
+        rounds, taken = _ROUNDS, 0
         try:
             while rounds and misses:
                 rounds -= 1
-                if self._read() < worth_another:
+                count = self._read()
+                taken += count
+                if count < worth_another:
                     misses -= 1
         except psycopg.Error as error:
             self._lose(self._describe(error))
             return
-        self.heard_at = self._loop.time()
+        if taken:  # a link that drips a byte now and then is as good as silent
+            self.heard_at = self._loop.time()
         self._inbox.hand_on()
         if not rounds:  # there is more; others have their turn first
             self._read_again_soon()

@@ -37,6 +37,26 @@ def test_the_server(
 
 
 @pytest.mark.parametrize(
+    ("number", "level"),
+    [
+        ("180001", "warning"),
+        ("180002", "ok"),
+        ("170007", "warning"),
+        ("140021", "ok"),
+        ("130023", "warning"),
+        ("190000", "ok"),
+    ],
+)
+def test_bugs_that_are_known(number: str, level: str) -> None:
+    [found] = [
+        each
+        for each in rules.server([(number, "x.y", "false", "UTF8")], TODAY)
+        if each.id == "known-bugs"
+    ]
+    assert found.level == level
+
+
+@pytest.mark.parametrize(
     ("row", "level"),
     [
         (("true", "TLSv1.3", "false"), "ok"),
