@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from chaos.cases import Case
 from chaos.crowd import Crowd
@@ -14,6 +16,7 @@ from pgnotifybus import observe
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.testing import FaultProxy
+from support.servers import PASSWORD
 
 _PATIENCE = 60.0
 
@@ -50,11 +53,44 @@ async def trial(
     world = World(server, dsn, FaultProxy.in_front_of(dsn), driver, chosen)
     await world.sql(f"CREATE DATABASE {name}")
     try:
-        async with running(world, case.prepare):
-            outcome = await _strike(case, world)
+        with _Log() as log:
+            async with running(world, case.prepare):
+                outcome = await _strike(case, world)
+        _check_secrets(world, log)
     finally:
         await world.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     return outcome
+
+
+class _Log(logging.Handler):
+    """All that the library logs, down to the last detail."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+    def __enter__(self) -> _Log:
+        self._before = observe.logger.level
+        observe.logger.setLevel(logging.DEBUG)
+        observe.logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        observe.logger.removeHandler(self)
+        observe.logger.setLevel(self._before)
+
+
+def _check_secrets(world: World, log: _Log) -> None:
+    """See that nothing that was said, logged or shown tells a password."""
+    events, bus = world.observer.events, world.bus
+    errors = [error for event in events if (error := getattr(event, "error", None))]
+    said = [*map(repr, events), *map(str, errors), repr(bus), repr(bus.health()), *log.lines]
+    assert said
+    for secret in (PASSWORD, quote(PASSWORD, safe=""), "of yesterday", "of today"):
+        assert not [line for line in said if secret in line], "a secret was told"
 
 
 async def _strike(case: Case, world: World) -> Outcome:
