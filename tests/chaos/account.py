@@ -14,7 +14,7 @@ class Sent:
     """The numbers that a writer has sent, one after the other; the same on every channel."""
 
     began: dict[int, float] = field(default_factory=dict)
-    """When each was begun to be sent, by the clock of the loop."""
+    """When each was begun to be sent, by the monotonic clock."""
     committed: set[int] = field(default_factory=set)
     """Those whose commit was acknowledged; any other may have been sent or not."""
 

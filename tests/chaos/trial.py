@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -94,11 +94,10 @@ def _check_secrets(world: World, log: _Log) -> None:
 
 
 async def _strike(case: Case, world: World) -> Outcome:
-    loop = asyncio.get_running_loop()
     crowd = await Crowd.gather(world, case.channels, case.receivers)
     if case.quiet:
         world.quiet.clear()
-    struck = loop.time()
+    struck = time.monotonic()
     await case.strike(world)
     if case.noticed_by == "nobody":
         last = await world.settle()
@@ -109,7 +108,7 @@ async def _strike(case: Case, world: World) -> Outcome:
     noticed = world.observer.when(observe.LinkDown) - struck
     await case.meanwhile(world)
     await case.mend(world)
-    mended = world.observer.when(observe.LinkDown) if case.mends_itself else loop.time()
+    mended = world.observer.when(observe.LinkDown) if case.mends_itself else time.monotonic()
     await world.observer.wait_for(observe.LinkUp, 2, timeout=_PATIENCE)
     up_at = world.observer.when(observe.LinkUp, 2)
     world.quiet.set()

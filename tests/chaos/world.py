@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -31,14 +32,14 @@ QUICK: Final[Mapping[str, Any]] = {
 
 
 class Timed(RecordingObserver):
-    """Remembers also when."""
+    """Remembers also when; by no clock of a loop, as that of uvloop counts milliseconds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.at: list[float] = []
 
     def __call__(self, event: observe.Event) -> None:
-        self.at.append(asyncio.get_running_loop().time())
+        self.at.append(time.monotonic())
         super().__call__(event)
 
     def when(self, kind: type[observe.Event], count: int = 1) -> float:
@@ -145,7 +146,7 @@ async def _write(world: World) -> None:
                 while True:
                     await world.quiet.wait()
                     number = len(world.sent.began) + 1
-                    world.sent.began[number] = asyncio.get_running_loop().time()
+                    world.sent.began[number] = time.monotonic()
                     await connection.execute(f"SELECT {notify}".encode(), {"number": str(number)})
                     world.sent.committed.add(number)
                     await asyncio.sleep(_PACE)

@@ -324,7 +324,7 @@ def _settle(settle: Callable[[R], None], answer: asyncio.Future[T], value: R) ->
 @contextmanager
 def simulated() -> Iterator[None]:
     """In here, the source of a bus is a SimulatedServer."""
-    with mock.patch("pgnotifybus.bus.connector", lambda source, driver: source):
+    with mock.patch("pgnotifybus.bus.connector", lambda source, *_: source):
         yield
 
 
