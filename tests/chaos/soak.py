@@ -7,7 +7,6 @@ the table; and the library holds no more memory than at the beginning.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import random
@@ -19,11 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 import pgnotifybus
 from chaos.cases import CASES, Case
-from chaos.world import QUICK, World
+from chaos.world import QUICK, Connection, World, persistently
 from pgnotifybus import EventLog, Gap, LinkError, Notification, PgNotifyBus, observe, schema
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
@@ -39,27 +36,20 @@ _GROWTH: Final = 1_000_000
 """The bytes by which the memory of the library may differ: a ring more or less full, say."""
 
 # Those that need nothing prepared, take a few seconds at most, and are noticed under traffic: while
-# messages still come, nobody asks whether anything goes the other way.
-FAULTS: Final = [
-    CASES[name]
-    for name in (
-        "terminated",
-        "restarted",
-        "restarted at once",
-        "crashed",
-        "stopped",
-        "black hole",
-        "black hole, connecting",
-        "reset",
-        "closed",
-        "half-closed, down",
-        "half-closed, up",
-        "kept open",
-        "drips",
-        "refused",
-    )
-]
-
+# messages still come, nobody asks whether anything goes the other way. Of the server one at a
+# time: one that is stopped can terminate nobody.
+_SERVER: Final = ("terminated", "restarted", "restarted at once", "crashed", "stopped")
+_NETWORK: Final = (
+    "black hole",
+    "black hole, connecting",
+    "reset",
+    "closed",
+    "half-closed, down",
+    "half-closed, up",
+    "kept open",
+    "drips",
+    "refused",
+)
 
 _Held = Counter[str]
 
@@ -248,26 +238,22 @@ async def _write(world: World, numbers: _Numbers) -> None:
     """Notify, and append, a number on every channel; the next; and a last one that is certain."""
     notify = ", ".join(f"pg_notify('{name}', %(number)s)" for name in CHANNELS)
     append = ", ".join(f"pgnotifybus.append('{name}', %(number)s)" for name in CHANNELS)
-    while True:
-        with contextlib.suppress(psycopg.Error, OSError):
-            connection = await psycopg.AsyncConnection.connect(
-                world.dsn, autocommit=True, connect_timeout=2
-            )
-            async with connection:
-                while True:
-                    last = numbers.stop.is_set()
-                    if last:  # behind the last link, so that everybody hears it
-                        await world.bus.wait_until("live", "lagging", timeout=60)
-                    numbers.begun += 1
-                    number = str(numbers.begun)
-                    statement = f"SELECT {notify}, {append}".encode()
-                    if last:
-                        numbers.last = numbers.begun
-                    await connection.execute(statement, {"number": number})
-                    if last:
-                        return
-                    await asyncio.sleep(_PACE)
-        await asyncio.sleep(0.02)
+    statement = f"SELECT {notify}, {append}".encode()
+
+    async def work(connection: Connection) -> None:
+        while True:
+            last = numbers.stop.is_set()
+            if last:  # behind the last link, so that everybody hears it
+                await world.bus.wait_until("live", "lagging", timeout=60)
+            numbers.begun += 1
+            if last:
+                numbers.last = numbers.begun
+            await connection.execute(statement, {"number": str(numbers.begun)})
+            if last:
+                return
+            await asyncio.sleep(_PACE)
+
+    await persistently(world.dsn, work)
 
 
 async def _strike(
@@ -284,7 +270,8 @@ async def _strike(
     while (passed := loop.time() - began) < report.seconds:
         if base is None and passed > report.seconds / 3:
             base = _held()
-        chosen = rng.sample(FAULTS, rng.choice((1, 1, 1, 2)))
+        names = [rng.choice((*_SERVER, *_NETWORK)), *rng.sample(_NETWORK, rng.choice((0, 0, 0, 1)))]
+        chosen = [CASES[name] for name in dict.fromkeys(names)]
         tell(f"{passed:6.1f} s  {' and '.join(case.title for case in chosen)}")
         await _combined(world, chosen, rng, numbers)
         report.faults.update(case.title for case in chosen)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from chaos.cases import Case
 from chaos.crowd import Crowd
 from chaos.world import QUICK, World, running
-from pgnotifybus import observe
+from pgnotifybus import LinkLost, ProbeTimeout, observe
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.testing import FaultProxy
@@ -106,7 +106,13 @@ async def _strike(case: Case, world: World) -> Outcome:
         return Outcome(None, None, 0)
     down = await world.observer.wait_for(observe.LinkDown, timeout=_PATIENCE)
     noticed = world.observer.when(observe.LinkDown) - struck
+    assert isinstance(down.error, LinkLost)
+    assert isinstance(down.error, ProbeTimeout) == (case.noticed_by == "probe")
     await case.meanwhile(world)
+    if not case.mends_itself:
+        health = world.bus.health()
+        assert health.state in ("down", "connecting", "standby"), health
+        assert health.cause
     await case.mend(world)
     mended = world.observer.when(observe.LinkDown) if case.mends_itself else time.monotonic()
     await world.observer.wait_for(observe.LinkUp, 2, timeout=_PATIENCE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from pgnotifybus import PgNotifyBus, observe
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.testing import FaultProxy, RecordingObserver
+
+Connection = psycopg.AsyncConnection[Any]
 
 CHANNELS: Final = ("a", "b", "at run time")
 _PACE: Final = 0.005
@@ -137,17 +139,26 @@ async def running(world: World, prepare: Callable[[World], Any]) -> AsyncIterato
 async def _write(world: World) -> None:
     """Send a number to every channel, and the next, over whatever connection can be had."""
     notify = ", ".join(f"pg_notify('{name}', %(number)s)" for name in CHANNELS)
+
+    async def work(connection: Connection) -> None:
+        while True:
+            await world.quiet.wait()
+            number = len(world.sent.began) + 1
+            world.sent.began[number] = time.monotonic()
+            await connection.execute(f"SELECT {notify}".encode(), {"number": str(number)})
+            world.sent.committed.add(number)
+            await asyncio.sleep(_PACE)
+
+    await persistently(world.dsn, work)
+
+
+async def persistently(dsn: str, work: Callable[[Connection], Awaitable[None]]) -> None:
+    """Work over a connection, and over the next one when it is lost, until the work is done."""
     while True:
         with contextlib.suppress(psycopg.Error, OSError):
             connection = await psycopg.AsyncConnection.connect(
-                world.dsn, autocommit=True, connect_timeout=2
+                dsn, autocommit=True, connect_timeout=2
             )
             async with connection:
-                while True:
-                    await world.quiet.wait()
-                    number = len(world.sent.began) + 1
-                    world.sent.began[number] = time.monotonic()
-                    await connection.execute(f"SELECT {notify}".encode(), {"number": str(number)})
-                    world.sent.committed.add(number)
-                    await asyncio.sleep(_PACE)
+                return await work(connection)
         await asyncio.sleep(_AGAIN)

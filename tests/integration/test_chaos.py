@@ -41,4 +41,4 @@ def test_the_fault(name: str, private_server: PrivateServer, driver: Driver, loo
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         outcome: Outcome = runner.run(trial(case, server, driver))
     if outcome.noticed is not None:
-        assert outcome.noticed < 5  # `make chaos` says how long it really takes
+        assert outcome.noticed < 3  # `make chaos` says how long it really takes
