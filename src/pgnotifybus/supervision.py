@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
@@ -27,7 +26,7 @@ from pgnotifybus.errors import (
 )
 from pgnotifybus.links.base import Connector, Link, ServerError, Session
 from pgnotifybus.links.failures import connect_failure
-from pgnotifybus.pooler import check_delivery
+from pgnotifybus.pooler import check_delivery, hand_back
 
 T = TypeVar("T")
 
@@ -217,9 +216,7 @@ class Supervisor:
         except TimeoutError:
             self._emit(observe.DeliveryUnproven("no answer in time"))
         except BehindPooler:
-            # The session was lent: nobody shall be told what we wanted, nor think that it is ours.
-            with contextlib.suppress(LinkError, ServerError):
-                await self._bounded(link, link.execute("UNLISTEN *; RESET application_name"))
+            await hand_back(link)
             raise
         except (LinkError, FatalLinkError, ServerError) as error:
             if link.lost.done():

@@ -185,6 +185,19 @@ async def test_top_looks_again_and_again(database18: str) -> None:
     assert "1 events behind" in plain.stdout
 
 
+def test_top_ends_when_nobody_reads_it_any_more(database18: str) -> None:
+    command = f"{sys.executable} -m pgnotifybus top --interval 0.05 | head -n 2"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env=program.clean_environment(DATABASE_URL=database18),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("queue")) == (0, "", 2)
+
+
 def test_every_finding_is_documented() -> None:
     ids = set()
     for path in (ROOT / "src/pgnotifybus/diagnosis").glob("*.py"):

@@ -278,6 +278,27 @@ async def test_an_unknown_host(driver: Driver) -> None:
     assert_no_secret(refused.value, "s3cret")
 
 
+async def test_what_the_caller_is_handling_keeps_its_frames(
+    driver: Driver, unused_tcp_port: int
+) -> None:
+    """Of a failed attempt the frames are cleared, for its socket; no others."""
+    dsn = f"postgresql://127.0.0.1:{unused_tcp_port}/shop"
+
+    def fail(what_for: str) -> None:
+        raise KeyError(what_for)
+
+    try:
+        fail("a reason")
+    except KeyError as error:
+        with pytest.raises(ConnectError):
+            await connector(dsn, driver).connect("test", 5.0)
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        assert frame is not None
+        assert frame.tb_frame.f_locals == {"what_for": "a reason"}
+
+
 async def test_a_silent_host(database18: str, driver: Driver) -> None:
     """A port that accepts and never answers."""
     held = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json as json_format
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from pgnotifybus.cli import dsn as dsns
 from pgnotifybus.cli import schema as schemas
+from pgnotifybus.cli.log.show import written
 from pgnotifybus.cli.options import (
     EXIT_CODES,
     SERVER,
@@ -81,25 +82,21 @@ async def _watch(
     looks = _looks(connector, schema, interval, count)
     console = Console(highlight=False)
     if json or not console.is_terminal:
-        async with Output() as output:
+        async with Output() as output, contextlib.aclosing(looks):
             async for seen in looks:
                 line = json_format.dumps(_fields(seen)) if json else _line(seen)
-                await asyncio.wait(
-                    {asyncio.ensure_future(output.write([line])), output.gone},
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if output.gone.done():
-                    output.gone.result()
+                if not await written(output, [line]):
                     return
         return
     with Live(console=console, auto_refresh=False) as live:
-        async for seen in looks:
-            live.update(_picture(seen), refresh=True)
+        async with contextlib.aclosing(looks):
+            async for seen in looks:
+                live.update(_picture(seen), refresh=True)
 
 
 async def _looks(
     connector: Connector, schema: str, interval: float, count: int | None
-) -> AsyncIterator[Glance | str]:
+) -> AsyncGenerator[Glance | str, None]:
     """What is seen, or why nothing is; the first look must succeed."""
     side = SideLink(connector, part="top", connect_timeout=_TIMEOUT, timeout=_TIMEOUT)
     number = 0
@@ -118,8 +115,7 @@ async def _looks(
                 return
             await asyncio.sleep(interval)
     finally:
-        with contextlib.suppress(asyncio.CancelledError):
-            await side.close()
+        await side.close()
 
 
 def _fields(seen: Glance | str) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from pgnotifybus.errors import Closed, ConnectError, LinkLost
-from pgnotifybus.links.base import HARMLESS, Connector, Outlet, Runner
-
-_CLOSE_SECONDS: Final = 2.0
+from pgnotifybus.links.base import HARMLESS, Connector, Outlet, Runner, discard
 
 # active_sql_transaction, in_failed_sql_transaction
 _IN_TRANSACTION: Final = ("25001", "25P02")
@@ -148,11 +146,7 @@ class SideLink:
     async def _drop(self) -> None:
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
-            outlet.abort()
-            # A pool that gets its connection back may raise anything; it is gone either way.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await outlet.close()
+            await discard(outlet)
 
 
 @contextlib.asynccontextmanager

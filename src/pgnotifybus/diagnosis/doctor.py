@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import statistics
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final
 
 from pgnotifybus.core.names import quote
-from pgnotifybus.diagnosis import facts, round_trip, rules
+from pgnotifybus.diagnosis import facts, rules
 from pgnotifybus.diagnosis.finding import Finding
 from pgnotifybus.errors import BehindPooler, FatalLinkError, LinkError, SchemaError, SchemaMissing
-from pgnotifybus.links.base import Connector, Link, Rows, ServerError
-from pgnotifybus.pooler import check_delivery
+from pgnotifybus.links.base import Connector, Link, Rows, ServerError, discard
+from pgnotifybus.pooler import echo, hand_back
 from pgnotifybus.schema.checking import check_version
 
 _STATEMENT: Final = 10.0
 """The seconds that one answer may take."""
 _DELIVERY: Final = 5.0
+_ROUND_TRIPS: Final = 5
 
 Rule = Callable[[Rows], Iterable[Finding]]
 
@@ -44,10 +45,7 @@ async def examine(connector: Connector, schema: str, timeout: float) -> list[Fin
     try:
         return await _Examination(connector, link).all(schema)
     finally:
-        link.abort()
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(2.0):
-                await link.close()
+        await discard(link)
 
 
 class _Examination:
@@ -118,34 +116,40 @@ class _Examination:
         return True
 
     async def _deliver(self) -> None:
-        """Whether there is a pooler, and whether notifications arrive."""
+        """Whether notifications arrive, how soon, and whether there is a pooler in between."""
         try:
-            session = await self._link.inspect()
-            pooled = session.pid != self._link.pid
-            if pooled:
-                await check_delivery(self._connector, self._link, _DELIVERY)
-            self._findings.append(
-                Finding("pooler", "note", "there is a pooler, and it delivers notifications")
-                if pooled
-                else Finding("pooler", "ok", "no pooler was found")
-            )
-            seconds = await round_trip.measure(self._connector, self._link, _DELIVERY)
-            self._findings.append(rules.round_trip(seconds))
-        except BehindPooler as error:
-            why = "LISTEN seems to succeed, and nothing ever arrives."
-            self._findings.append(Finding("pooler", "problem", error.cause, why, error.advice))
-        except TimeoutError:
-            self._findings.append(
-                Finding(
-                    "round-trip",
-                    "problem",
-                    f"a notification did not arrive within {_DELIVERY:g} s",
-                    "Whoever listens hears nothing.",
-                    "Is there a pooler in between, or a session that holds the queue?",
-                )
-            )
+            async with asyncio.timeout(_STATEMENT):
+                pooled = (await self._link.inspect()).pid != self._link.pid
+            seconds = await self._round_trip()
         except (LinkError, FatalLinkError, ServerError) as error:
             self._unknown("round-trip", str(error))
+            return
+        except TimeoutError:  # a statement was not answered
+            pooled, seconds = False, None
+        if pooled and seconds is None:
+            swallows = BehindPooler(f"{self._connector.describe()} is a pooler")
+            why = "It takes LISTEN, and nothing ever arrives."
+            self._findings.append(
+                Finding("pooler", "problem", swallows.cause, why, swallows.advice)
+            )
+            await hand_back(self._link)
+            return
+        self._findings.append(rules.pooler(pooled))
+        self._findings.append(rules.round_trip(seconds, _DELIVERY))
+
+    async def _round_trip(self) -> float | None:
+        """The median of a few round trips, in seconds; None if one does not come back."""
+        async with (
+            asyncio.timeout(_ROUND_TRIPS * _DELIVERY),
+            echo(self._connector, self._link, _DELIVERY) as once,
+        ):
+            taken: list[float] = []
+            for _ in range(_ROUND_TRIPS):
+                seconds = await once()
+                if seconds is None:
+                    return None
+                taken.append(seconds)
+            return statistics.median(taken)
 
     def _unknown(self, what: str, reason: str) -> None:
         self._findings.append(

@@ -276,8 +276,30 @@ def log(rows: Rows) -> Iterator[Finding]:
         yield Finding("consumers", "ok", f"{count} consumers, none of them failing")
 
 
-def round_trip(seconds: float) -> Finding:
-    """How long a notification takes."""
+def pooler(found: bool) -> Finding:
+    """Whether there is one that delivers."""
+    if found:
+        return Finding(
+            "pooler",
+            "note",
+            "there is a pooler, and it delivers notifications",
+            "In another mode than session pooling it would swallow them.",
+            "Leave it in session mode for listeners, or give the bus direct_dsn",
+        )
+    return Finding("pooler", "ok", "no pooler was found")
+
+
+def round_trip(seconds: float | None, patience: float) -> Finding:
+    """How long a notification takes; None if it did not come in time."""
+    if seconds is None:
+        return Finding(
+            "round-trip",
+            "problem",
+            f"a notification did not arrive within {patience:g} s",
+            "Whoever listens hears nothing.",
+            "Look at notify-lock and queue-usage: a commit that hangs, or a session that holds the "
+            "queue",
+        )
     seen = f"a notification arrives after {seconds * 1000:.1f} ms"
     if seconds < _SLOW_SECONDS:
         return Finding("round-trip", "ok", seen)

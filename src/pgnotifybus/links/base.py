@@ -129,6 +129,19 @@ class Outlet(Protocol):
         """Drop the connection at once, without a word to the server. Twice is harmless."""
 
 
+async def discard(outlet: Outlet, seconds: float = 2.0) -> None:
+    """End a connection of which nothing is wanted any more, whatever state it is in.
+
+    Args:
+        outlet: The connection.
+        seconds: How long a pool may take that gets it back; it may raise anything, too.
+    """
+    outlet.abort()
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(seconds):
+            await outlet.close()
+
+
 class Link(Runner, Outlet, Protocol):
     """One dedicated connection.
 

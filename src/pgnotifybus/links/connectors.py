@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -117,13 +118,14 @@ class PsycopgDsn(OwnConnections):
         kwargs: dict[str, Any] = {"connect_timeout": max(2, round(timeout)), **given}
         kwargs["autocommit"] = True
         kwargs.update(await _password_now(self._password))
+        outer = sys.exception()
         try:
             return await psycopg.AsyncConnection.connect(**kwargs)
         except asyncio.CancelledError as error:
-            _let_go(error)
+            _let_go(error, outer)
             raise
         except (psycopg.Error, OSError) as error:
-            _let_go(error)
+            _let_go(error, outer)
             raise connect_failure(
                 self.describe(), str(error), getattr(error, "sqlstate", None)
             ) from error
@@ -397,10 +399,15 @@ async def _value_of(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _let_go(error: BaseException) -> None:
-    """Who keeps the error keeps its frames, and in them a connection that is half open."""
+def _let_go(error: BaseException, outer: BaseException | None) -> None:
+    """Clear the frames of an error: who keeps it keeps in them a connection that is half open.
+
+    Args:
+        error: The error, with those that it came of.
+        outer: The one that the caller is handling, whose frames are none of our business.
+    """
     seen: BaseException | None = error
-    while seen is not None:
+    while seen is not None and seen is not outer:
         traceback.clear_frames(seen.__traceback__)
         seen = seen.__cause__ or seen.__context__
 

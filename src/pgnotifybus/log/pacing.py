@@ -19,7 +19,7 @@ from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
 from pgnotifybus.errors import LinkLost, PgNotifyBusError
-from pgnotifybus.links.base import Connector, Link, ServerError
+from pgnotifybus.links.base import Connector, Link, ServerError, discard
 from pgnotifybus.log.here import look
 from pgnotifybus.log.newer import newer, parameter
 from pgnotifybus.log.wakes import Wakes
@@ -128,10 +128,7 @@ class Pacing:
         try:
             await self._cycle(link, REST.elect(drain_only=drain_only))
         finally:
-            link.abort()
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(2.0):
-                    await link.close()
+            await discard(link)
 
     async def _cycle(self, link: Link, pacemaker: Pacemaker) -> None:
         loop = asyncio.get_running_loop()
