@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from chaos.world import World
 from pgnotifybus import observe
+from pgnotifybus.supervision import Timing
 from pgnotifybus.testing import FaultProxy
 from support.pgbouncer import bouncer
 from support.tls import tls_in_front_of
@@ -261,16 +262,30 @@ async def _through_a_bouncer(world: World) -> None:
     world.source = world.proxy.dsn
 
 
-def _block(seconds: float) -> Step:
-    async def step(world: World) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 - the fault
+async def _block(world: World) -> None:
+    """For longer than a question and its answer may take: with the defaults, 10 s."""
+    timing = Timing(**{name: world.options[name] for name in _PROBES if name in world.options})
+    assert timing.probe_interval is not None
+    time.sleep(timing.probe_interval + timing.probe_timeout + 1)  # noqa: ASYNC251 - the fault
 
-    return step
+
+async def _change_the_clock(world: World) -> None:
+    """A day ahead, and a day back."""
+    now = time.time
+    world.stack.callback(setattr, time, "time", now)
+
+    def jump(seconds: float) -> None:
+        setattr(time, "time", lambda: now() + seconds)  # noqa: B010 - the fault
+
+    for seconds in (86_400, -86_400):
+        jump(seconds)
+        await world.settle()
 
 
 # -- the faults -----------------------------------------------------------------------------------
 
 _STANDBY: Final = {"hot_standby": "on"}
+_PROBES: Final = ("probe_interval", "probe_timeout")
 
 CASES: Final[dict[str, Case]] = {
     "terminated": Case("the backend is terminated", _terminate),
@@ -413,5 +428,10 @@ CASES: Final[dict[str, Case]] = {
     "ten thousand receivers": Case(
         "the backend of 10,000 receivers is terminated", _terminate, receivers=10_000
     ),
-    "blocked": Case("the event loop is blocked for three probes", _block(2.5), noticed_by="nobody"),
+    "blocked": Case(
+        "the event loop is blocked for longer than a probe may take", _block, noticed_by="nobody"
+    ),
+    "another time": Case(
+        "the wall clock jumps by a day, and back", _change_the_clock, noticed_by="nobody"
+    ),
 }

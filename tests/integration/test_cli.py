@@ -210,6 +210,19 @@ def test_a_signal_ends_it_while_the_server_does_not_answer(driver: str) -> None:
     assert program.err == []
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_signal_ends_it_while_the_server_is_away(
+    private_server: Callable[..., EmbeddedServer], driver: str
+) -> None:
+    server = private_server()
+    with running("listen", "a", "--driver", driver, "--dsn", server.dsn) as program:
+        program.listening()
+        server.stop()
+        program.until(lambda line: "attempt" in line, "err")
+        program.signal(signal.SIGTERM)
+        assert program.end() == 143
+
+
 def test_a_signal_ends_it_while_its_reader_has_stopped(database18: str) -> None:
     with running("listen", "a", "--dsn", database18, read_stdout=False) as program:
         program.listening()

@@ -83,6 +83,9 @@ async def test_what_is_wrong_is_found(database18: str) -> None:
     assert "1 of 1 large payloads" in found["spill-table"]["seen"]
     assert "1 of 1 consumers are failing (billing)" in found["consumers"]["seen"]
     assert found["listeners"]["seen"].startswith("2 in this database")
+    assert "unheard-triggers" not in found
+    _, alone = await asyncio.to_thread(examine, database18)
+    assert "tell on orders" in alone["unheard-triggers"]["seen"]
     for name in ("row-triggers", "spill-table", "consumers"):
         assert found[name]["level"] == "warning"
         assert found[name]["why"]

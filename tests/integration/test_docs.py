@@ -128,7 +128,7 @@ def doing(step: str, dsn: str) -> Iterator[None]:
     if verb == "-":
         yield
     elif verb == "kill":
-        while asyncio.run(kill_listener(dsn)) == 0:  # it may not be there yet
+        while asyncio.run(kill_listener(dsn, asked=True)) == 0:  # it may not be up yet
             pass
         yield
     else:

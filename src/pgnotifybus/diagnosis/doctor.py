@@ -53,21 +53,21 @@ class _Examination:
         self._connector = connector
         self._link = link
         self._number = 0
+        self._listeners = 0
         self._findings: list[Finding] = []
 
     async def all(self, schema: str) -> list[Finding]:
-        today = datetime.now(UTC).date()
-        await self._ask("server-version", facts.SERVER, lambda rows: rules.server(rows, today))
+        await self._ask("server-version", facts.SERVER, self._note_server)
         await self._ask("tls", facts.CONNECTION, rules.connection)
         await self._ask("session-timeouts", facts.TIMEOUTS, rules.timeouts)
         await self._ask("probe-rights", facts.RIGHTS, rules.rights)
         await self._ask("queue-usage", facts.QUEUE, rules.queue)
         await self._ask("stuck-sessions", facts.STUCK, rules.stuck)
-        await self._ask(
-            "listeners", facts.LISTENERS, lambda rows: rules.listeners(rows, self._number)
-        )
+        await self._ask("listeners", facts.LISTENERS, self._note_listeners)
         await self._ask("notify-lock", facts.WAITING, rules.waiting)
-        await self._ask("row-triggers", facts.TRIGGERS, rules.triggers)
+        await self._ask(
+            "row-triggers", facts.TRIGGERS, lambda rows: rules.triggers(rows, self._listeners)
+        )
         if await self._has_schema(schema):
             name = quote(schema)
             await self._ask("spill-table", facts.SPILL.format(schema=name), rules.spill)
@@ -75,6 +75,14 @@ class _Examination:
         if not any(each.id == "standby" and each.level == "problem" for each in self._findings):
             await self._deliver()
         return self._findings
+
+    def _note_server(self, rows: Rows) -> Iterable[Finding]:
+        self._number = int(rows[0][0] or 0)
+        return rules.server(rows, datetime.now(UTC).date())
+
+    def _note_listeners(self, rows: Rows) -> Iterable[Finding]:
+        self._listeners = sum(row[7] == "true" for row in rows)
+        return rules.listeners(rows, self._number)
 
     async def _ask(self, what: str, sql: str, rule: Rule) -> None:
         """Ask one thing; that it cannot be known is a finding, and the rest goes on."""
@@ -87,8 +95,6 @@ class _Examination:
         except TimeoutError:  # the session is of no use any more
             self._link.abort()
             raise LinkError(f"the server has not answered for {_STATEMENT:g} s") from None
-        if sql is facts.SERVER:
-            self._number = int(rows[0][0] or 0)
         self._findings += rule(rows)
 
     async def _has_schema(self, schema: str) -> bool:

@@ -70,12 +70,12 @@ SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_locks
    AND NOT granted"""
 
 TRIGGERS: Final = """\
-SELECT trigger.tgrelid::regclass::text, trigger.tgname::text
+SELECT trigger.tgrelid::regclass::text, trigger.tgname::text, (trigger.tgtype & 1 = 1)::text
   FROM pg_catalog.pg_trigger AS trigger
   JOIN pg_catalog.pg_proc AS function ON function.oid = trigger.tgfoid
- WHERE NOT trigger.tgisinternal AND trigger.tgenabled <> 'D' AND trigger.tgtype & 1 = 1
+ WHERE NOT trigger.tgisinternal AND trigger.tgenabled <> 'D'
    AND function.prosrc ~* '\\m(pg_notify|notify)\\M'
- ORDER BY 1, 2 LIMIT 20"""
+ ORDER BY 3 DESC, 1, 2 LIMIT 20"""
 
 SPILL: Final = """\
 SELECT pg_catalog.count(*)::text,

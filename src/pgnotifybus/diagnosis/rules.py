@@ -225,12 +225,27 @@ def waiting(rows: Rows) -> Iterator[Finding]:
     )
 
 
-def triggers(rows: Rows) -> Iterator[Finding]:
-    """Those that notify for each row."""
-    if not rows:
+def triggers(rows: Rows, listeners: int) -> Iterator[Finding]:
+    """Those that notify for each row, or nobody.
+
+    Args:
+        rows: Triggers that notify.
+        listeners: How many sessions listen in the database, as far as they can be told.
+    """
+    if rows and not listeners:
+        named = ", ".join(f"{trigger} on {table}" for table, trigger, _ in rows)
+        yield Finding(
+            "unheard-triggers",
+            "note",
+            f"triggers notify, and no session listens in this database: {named}",
+            "Each of their commits takes the lock of NOTIFY all the same, one at a time.",
+            "Start who should listen, or remove them: `pgnotifybus trigger remove TABLE`",
+        )
+    each_row = [(table, trigger) for table, trigger, for_rows in rows if for_rows == "true"]
+    if not each_row:
         yield Finding("row-triggers", "ok", "no trigger notifies for each row")
         return
-    named = ", ".join(f"{trigger} on {table}" for table, trigger in rows)
+    named = ", ".join(f"{trigger} on {table}" for table, trigger in each_row)
     yield Finding(
         "row-triggers",
         "warning",

@@ -109,8 +109,10 @@ def test_many_listeners_cost_before_19(here: int, number: int, level: str) -> No
     [
         (rules.waiting([("0",)]), "ok"),
         (rules.waiting([("3",)]), "warning"),
-        (rules.triggers([]), "ok"),
-        (rules.triggers([("orders", "tell")]), "warning"),
+        (rules.triggers([], 0), "ok"),
+        (rules.triggers([("orders", "tell", "true")], 1), "warning"),
+        (rules.triggers([("orders", "tell", "false")], 1), "ok"),
+        (rules.triggers([("orders", "tell", "false")], 0), "note"),
         (rules.timeouts([]), "ok"),
         (rules.timeouts([("idle_session_timeout", "60000 ms")]), "note"),
         (rules.spill([("0", "0", "0")]), "ok"),
