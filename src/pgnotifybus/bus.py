@@ -57,7 +57,7 @@ class Health:
     cause: str | None
     """Why it is not live."""
     advice: str | None
-    """What to do about it, if anybody knows."""
+    """What to do about it; None where there is no cause."""
     generation: int
     """How many links there have been."""
     last_message_at: datetime | None
@@ -155,7 +155,7 @@ class PgNotifyBus:
             start_timeout: The seconds for which `async with` waits for a server that says it is
                 starting, or full.
             backoff_initial: The seconds before the first attempt to connect again; each failure
-                doubles them. Up to a quarter less by chance.
+                doubles them. Up to a half less by chance, so that a fleet comes back spread out.
             backoff_maximum: The most seconds between two attempts.
             direct_dsn: Where to listen if the source turns out to be a pooler that swallows
                 notifications: the server's own address. Sending goes on through the source.

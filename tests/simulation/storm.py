@@ -262,7 +262,7 @@ class Storm(RuleBasedStateMachine):
             if isinstance(event, observe.LinkDown) and event.seconds >= 5:
                 nominal = 0.5
             if isinstance(event, observe.LinkDown | observe.ConnectFailed):
-                assert 0.75 * nominal <= event.retry_in <= nominal
+                assert 0.5 * nominal <= event.retry_in <= nominal
                 nominal = min(2 * nominal, 30)
 
     @invariant()

@@ -15,7 +15,8 @@ class Backoff:
 
     The jitter is applied downwards: a delay lies between `(1 - jitter)` and 1 times its nominal
     value. A fleet that lost its server in the same moment so comes back spread out, and no delay
-    is ever longer than what is documented.
+    is ever longer than what is documented. By default it is a half ("equal jitter"): all of it
+    would spread further, but try again before a server can have restarted, and then wait for long.
     """
 
     __slots__ = ("_attempt", "_healthy_after", "_initial", "_jitter", "_maximum", "_random")
@@ -25,7 +26,7 @@ class Backoff:
         initial: float = 0.5,
         maximum: float = 30.0,
         *,
-        jitter: float = 0.25,
+        jitter: float = 0.5,
         healthy_after: float = 5.0,
         random: Callable[[], float] = random.random,
     ) -> None:

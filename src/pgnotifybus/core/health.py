@@ -17,6 +17,11 @@ QUEUE_WARNING: Final = 0.5
 """The share of the server's notification queue from which on it is a matter of concern. Full, every
 transaction that notifies fails. Source: https://www.postgresql.org/docs/current/sql-notify.html"""
 
+_PATIENCE: Final = (
+    "Nothing, for now: it is tried again by itself, and receivers are told of the gap. If it "
+    "lasts, or happens often, look for the reason in the server's log, and in what is in between"
+)
+
 
 class Failure(NamedTuple):
     """Why there is no link."""
@@ -59,7 +64,7 @@ def judge(
         queue_usage: How full the server's notification queue is, from 0 to 1; None if not known.
     """
     if phase in ("connecting", "down") and failure is not None:
-        return Condition(failure.state, failure.cause, failure.advice or None)
+        return Condition(failure.state, failure.cause, failure.advice or _PATIENCE)
     if phase != "live":
         return Condition(phase)
     if queue_usage is not None and queue_usage >= QUEUE_WARNING:

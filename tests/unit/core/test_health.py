@@ -24,8 +24,10 @@ def test_without_a_link_it_says_why_also_while_it_tries_again(
     phase: Phase, failure: Failure
 ) -> None:
     """An hour away is one state, and not a change at each attempt."""
-    advice = failure.advice or None
-    assert judge(phase, failure) == Condition(failure.state, failure.cause, advice)
+    condition = judge(phase, failure)
+    assert (condition.state, condition.cause) == (failure.state, failure.cause)
+    assert condition.advice is not None
+    assert condition.advice.startswith(failure.advice or "Nothing, for now: it is tried again")
 
 
 def test_what_was_wrong_before_is_no_matter_once_it_is_live_or_has_ended() -> None:
