@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import platform
 import random
 from pathlib import Path
 
 from chaos.cases import CASES
+from chaos.fleet import fleet
 from chaos.soak import soak
 from chaos.table import rows, write
 from chaos.trial import Outcome, trial
@@ -26,11 +28,17 @@ def main() -> None:
     parser.add_argument("--driver", choices=["psycopg", "asyncpg"], default="psycopg")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="faults at random instead")
     parser.add_argument("--seed", type=int, help="of the soak")
+    parser.add_argument(
+        "--fleet", type=int, metavar="BUSES", help="let so many lose their server at once instead"
+    )
     given = parser.parse_args()
     logging.getLogger("pgnotifybus").setLevel(logging.ERROR)
     if given.soak is not None:
         seed = random.randrange(10**6) if given.seed is None else given.seed
         _soak(given.soak * 60, seed, given.driver)
+        return
+    if given.fleet is not None:
+        _fleet(given.fleet, given.driver)
         return
     chosen = given.only.split(";") if given.only else list(CASES)
     results = {name: _try(name, given.rounds, given.driver) for name in chosen}
@@ -51,6 +59,22 @@ def _soak(seconds: float, seed: int, driver: str) -> None:
         f"messages a channel: {report.delivered:,} deliveries, {report.skipped:,} skipped and "
         f"told; {report.events:,} events of the log, each once; memory {report.growth:+,} bytes"
     )
+
+
+def _fleet(buses: int, driver: str) -> None:
+    settings = {"max_connections": str(buses + 20)}
+    for away in (0.0, 1.0, 3.0, 10.0, 30.0):
+        with EmbeddedServer(version=18, tcp=True, password=PASSWORD, settings=settings) as server:
+            back = asyncio.run(fleet(server, driver, buses, away))  # type: ignore[arg-type]
+        moments = ", ".join(
+            f"{share:.0%} {back.seconds[math.ceil(share * buses) - 1]:.1f} s"
+            for share in (0.1, 0.5, 0.9, 1.0)
+        )
+        print(
+            f"{buses} buses, away for {away:g} s: live after {moments}; at most "
+            f"{back.busiest(0.1)} came within 100 ms; {back.attempts / buses:.1f} attempts each",
+            flush=True,
+        )
 
 
 def _try(name: str, rounds: int, driver: str) -> list[Outcome]:

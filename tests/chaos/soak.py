@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pgnotifybus
-from chaos.cases import CASES, Case
+from chaos.case import Case
+from chaos.cases import CASES
 from chaos.world import QUICK, Connection, World, persistently
 from pgnotifybus import EventLog, Gap, LinkError, Notification, PgNotifyBus, observe, schema
 from pgnotifybus.embedded import EmbeddedServer

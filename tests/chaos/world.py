@@ -69,6 +69,8 @@ class World:
     received: dict[str, Received] = field(default_factory=dict)
     quiet: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the writer may write."""
+    refused: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the writer could not commit, as the notification queue was full."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What a fault has to remember for its end."""
     stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -145,7 +147,11 @@ async def _write(world: World) -> None:
             await world.quiet.wait()
             number = len(world.sent.began) + 1
             world.sent.began[number] = time.monotonic()
-            await connection.execute(f"SELECT {notify}".encode(), {"number": str(number)})
+            try:
+                await connection.execute(f"SELECT {notify}".encode(), {"number": str(number)})
+            except psycopg.errors.ProgramLimitExceeded:
+                world.refused.set()
+                raise
             world.sent.committed.add(number)
             await asyncio.sleep(_PACE)
 

@@ -9,6 +9,8 @@ import pytest
 import uvloop
 
 from chaos.cases import CASES
+from chaos.fleet import fleet
+from chaos.table import BEGIN, END
 from chaos.trial import Outcome, trial
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
@@ -25,8 +27,16 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 def test_the_table_has_every_fault() -> None:
     page = (ROOT / "docs/topics/reliability.md").read_text()
-    shown = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if " | " in line]
+    table = page.partition(BEGIN)[2].partition(END)[0].splitlines()
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in table if line]
     assert shown[2:] == [case.title for case in CASES.values()]
+
+
+async def test_a_fleet_comes_back_spread_out(private_server: PrivateServer) -> None:
+    """That lost its server in one moment: over a half of the first delay, a quarter of a second."""
+    back = await fleet(private_server(18), "psycopg", 30, 0)
+    assert len(back.seconds) == 30
+    assert back.knocked[-1] - back.knocked[0] > 0.1  # by chance less, once in ten billion times
 
 
 # Not async: each brings its own loop. Both drivers and both loops, though not all four pairs.

@@ -130,8 +130,8 @@ async def test_commits_that_wait_for_the_lock_are_counted(private_server: Privat
 )
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 def test_a_pooler_is_found(pg18: EmbeddedServer, database18: str, mode: pgbouncer.Mode) -> None:
-    with pgbouncer.bouncer(pg18, database18, mode) as dsn:
-        code, found = examine(dsn)
+    with pgbouncer.bouncer(pg18, database18, mode) as bouncer:
+        code, found = examine(bouncer.dsn)
     level, code_expected = ("note", 0) if mode == "session" else ("problem", 1)
     assert (found["pooler"]["level"], code) == (level, code_expected)
     if mode == "transaction":

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -16,7 +14,7 @@ from pgnotifybus.core.health import STATES
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
 from pgnotifybus.testing import RecordingObserver
-from support.copies import discard, standby_of
+from support.copies import several_hosts, standby_beside
 from support.servers import PASSWORD
 from support.sql import execute
 
@@ -152,34 +150,17 @@ async def test_a_queue_that_fills_is_told_before_it_is_full(
         await bus.wait_until("live", timeout=10)
 
 
-@contextlib.contextmanager
-def _standby(primary: EmbeddedServer) -> Iterator[EmbeddedServer]:
-    copy = standby_of(primary, PASSWORD)
-    try:
-        copy.start()
-        yield copy
-    finally:
-        discard(copy)
-
-
-def _both(one: str, other: str) -> str:
-    """A DSN with the hosts of two."""
-    first, second = urlsplit(one), urlsplit(other)
-    netloc = f"{first.netloc},{second.hostname}:{second.port}"
-    return urlunsplit(first._replace(netloc=netloc))
-
-
 async def test_of_several_hosts_the_primary_is_found_and_found_again(
     private_server: PrivateServer, driver: Driver
 ) -> None:
     """Trap 10, complaint 10: also when it has become another one."""
     primary = private_server(18, {"wal_level": "replica"})
     recorder = RecordingObserver()
-    with _standby(primary) as standby:
+    with standby_beside(primary, PASSWORD) as standby:
         with pytest.raises(Standby, match=r"standby.*name all hosts"):
             async with PgNotifyBus(standby.dsn, ["orders"], driver=driver, start_timeout=0.01):
                 pass
-        hosts = _both(standby.dsn, primary.dsn)
+        hosts = several_hosts(standby.dsn, primary.dsn)
         async with PgNotifyBus(hosts, ["orders"], driver=driver, observer=recorder) as bus:
             receiver = bus.subscribe("orders")
             assert receiver is not None

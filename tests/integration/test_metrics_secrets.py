@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from prometheus_client import CollectorRegistry, generate_latest
 
 from pgnotifybus import EventLog, PgNotifyBus, observe, schema
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.links.sources import Driver
-from pgnotifybus.metrics import opentelemetry, prometheus
-from pgnotifybus.testing import RecordingObserver
 from support.servers import PASSWORD
 from support.sql import kill_listener
+from support.watched import Watched, no_secret_in
 
 WRONG = "hunter2/wrong pa:ss"
 
@@ -31,56 +24,19 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     return found
 
 
-class Watched:
-    """Everything that is told of some buses and logs, in one text."""
-
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.DEBUG, "pgnotifybus")
-        self.recorder = RecordingObserver()
-        self._caplog = caplog
-        self._registry = CollectorRegistry()
-        self._reader = InMemoryMetricReader()
-        self._provider = MeterProvider([self._reader], shutdown_on_exit=False)
-        self._subjects: list[PgNotifyBus | EventLog] = []
-
-    def add(self, subject: PgNotifyBus | EventLog) -> None:
-        name = f"number {len(self._subjects)}"
-        self._subjects.append(subject)
-        prometheus.instrument(subject, registry=self._registry, name=name)
-        opentelemetry.instrument(subject, meter_provider=self._provider, name=name)
-
-    def told(self) -> str:
-        data = self._reader.get_metrics_data()
-        said: list[Any] = [
-            self._caplog.text,
-            generate_latest(self._registry).decode(),
-            data.to_json() if data is not None else "",
-            *(str(each) + repr(each) + repr(each.health()) for each in self._subjects),
-        ]
-        for event in self.recorder.events:
-            said += [str(event), repr(event)]
-            error = getattr(event, "error", None)
-            if error is not None:
-                said += [str(error), repr(error), *traceback.format_exception(error, chain=False)]
-        self._provider.shutdown()
-        return "\n".join(said)
-
-
-def no_secret_in(text: str, *secrets: str) -> None:
-    for secret in secrets:
-        for spelled in (secret, quote(secret, safe=""), repr(secret)[1:-1]):
-            at = text.find(spelled)
-            assert at < 0, f"it is told: ...{text[max(0, at - 300) : at + 40]}..."
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    with Watched() as all_of_it:
+        yield all_of_it
 
 
 async def test_while_a_server_is_away(
     private_server: Callable[..., EmbeddedServer],
     driver: Driver,
-    caplog: pytest.LogCaptureFixture,
+    watched: Watched,
 ) -> None:
     server = private_server()
     await schema.install(server.dsn)
-    watched = Watched(caplog)
     quick = {"backoff_initial": 0.02, "backoff_maximum": 0.1, "probe_interval": 0.1}
     bus = PgNotifyBus(server.dsn, ["a"], driver=driver, observer=watched.recorder, **quick)  # type: ignore[arg-type]
     log = EventLog(server.dsn, driver=driver, observer=watched.recorder)
@@ -106,7 +62,7 @@ async def test_while_a_server_is_away(
 
 @pytest.mark.parametrize("fault", ["password", "port", "database"])
 async def test_while_a_bus_cannot_connect(
-    database18: str, driver: Driver, fault: str, caplog: pytest.LogCaptureFixture
+    database18: str, driver: Driver, fault: str, watched: Watched
 ) -> None:
     parts = urlsplit(database18)
     password = quote(WRONG if fault == "password" else PASSWORD, safe="")
@@ -114,7 +70,6 @@ async def test_while_a_bus_cannot_connect(
     path = "/no_such_database" if fault == "database" else parts.path
     netloc = f"{parts.username}:{password}@{parts.hostname}:{port}"
     dsn = urlunsplit(parts._replace(netloc=netloc, path=path))
-    watched = Watched(caplog)
     bus = PgNotifyBus(dsn, ["a"], driver=driver, observer=watched.recorder, backoff_initial=0.01)
     watched.add(bus)
     shutdown = asyncio.Event()

@@ -43,7 +43,7 @@ async def test_one_that_swallows_notifications_is_found_when_connecting(
     """Trap 11: LISTEN succeeds, and nothing would ever arrive."""
     with bouncer(pg18, database18, mode) as pooled:
         began = time.monotonic()
-        bus = PgNotifyBus(pooled, ["orders"], driver=driver, probe_timeout=1.0)
+        bus = PgNotifyBus(pooled.dsn, ["orders"], driver=driver, probe_timeout=1.0)
         with pytest.raises(BehindPooler, match=r"pooler.*pool_mode=session.*direct_dsn"):
             async with bus:
                 pass
@@ -56,7 +56,7 @@ async def test_asking_ones_own_session_would_tell_nothing(
 ) -> None:
     """Why it takes two: what a session notifies itself comes with the answer, pooler or not."""
     with bouncer(pg18, database18, "transaction") as pooled:
-        async with await psycopg.AsyncConnection.connect(pooled, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(pooled.dsn, autocommit=True) as connection:
             heard: list[str] = []
             connection.add_notify_handler(lambda notify: heard.append(notify.payload))
             await connection.execute("LISTEN orders")
@@ -73,7 +73,7 @@ async def test_one_that_keeps_sessions_is_welcome(
 ) -> None:
     recorder = RecordingObserver()
     with bouncer(pg18, database18, "session") as pooled:
-        async with PgNotifyBus(pooled, ["orders"], driver=driver, observer=recorder) as bus:
+        async with PgNotifyBus(pooled.dsn, ["orders"], driver=driver, observer=recorder) as bus:
             await hears(bus, database18)
             assert bus.health().state == "live"
             await bus.notify("orders", "through the pooler")
@@ -86,7 +86,7 @@ async def test_one_that_has_no_connection_left_to_try_is_told(
     """It cannot be known: better to listen, and to say so, than not to."""
     recorder = RecordingObserver()
     with bouncer(pg18, database18, "session", size=1) as pooled:
-        async with PgNotifyBus(pooled, ["orders"], probe_timeout=0.5, observer=recorder) as bus:
+        async with PgNotifyBus(pooled.dsn, ["orders"], probe_timeout=0.5, observer=recorder) as bus:
             assert len(recorder.of(observe.DeliveryUnproven)) == 1
             await hears(bus, database18)
 
@@ -98,7 +98,7 @@ async def test_the_direct_address_is_used_where_there_is_one(
     recorder = RecordingObserver()
     with bouncer(pg18, database18, "transaction") as pooled:
         bus = PgNotifyBus(
-            pooled,
+            pooled.dsn,
             ["orders"],
             driver=driver,
             direct_dsn=database18,
@@ -131,7 +131,7 @@ async def test_a_bus_that_runs_says_what_is_in_its_way(
     pg18: EmbeddedServer, database18: str
 ) -> None:
     with bouncer(pg18, database18, "transaction") as pooled:
-        bus = PgNotifyBus(pooled, ["orders"], probe_timeout=0.5)
+        bus = PgNotifyBus(pooled.dsn, ["orders"], probe_timeout=0.5)
         shutdown = asyncio.Event()
         task = asyncio.create_task(bus.run(shutdown))
         health = await bus.wait_until("behind a pooler", timeout=10)

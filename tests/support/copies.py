@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from pgnotifybus.embedded import EmbeddedServer, account, find
 
@@ -65,6 +68,24 @@ def standby_of(primary: EmbeddedServer, password: str) -> EmbeddedServer:
     return EmbeddedServer(
         directory, version=version, tcp=True, password=password, settings=settings
     )
+
+
+@contextlib.contextmanager
+def standby_beside(primary: EmbeddedServer, password: str) -> Iterator[EmbeddedServer]:
+    """A standby that streams from a server, up and answering; gone at the end."""
+    copy = standby_of(primary, password)
+    try:
+        copy.start()
+        yield copy
+    finally:
+        discard(copy)
+
+
+def several_hosts(one: str, other: str) -> str:
+    """The first DSN, with the hosts of both."""
+    first, second = urlsplit(one), urlsplit(other)
+    netloc = f"{first.netloc},{second.hostname}:{second.port}"
+    return urlunsplit(first._replace(netloc=netloc))
 
 
 def discard(server: EmbeddedServer) -> None:

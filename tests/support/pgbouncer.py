@@ -9,10 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
 
 from pgnotifybus.embedded import EmbeddedServer
 from pgnotifybus.embedded.ports import free_port
@@ -30,6 +33,7 @@ listen_addr = 127.0.0.1
 listen_port = {listen}
 unix_socket_dir =
 auth_type = any
+admin_users = {user}
 pool_mode = {mode}
 default_pool_size = {size}
 query_wait_timeout = 5
@@ -39,9 +43,25 @@ pidfile = {directory}/pid
 """
 
 
+@dataclass(frozen=True)
+class Bouncer:
+    """One that runs."""
+
+    dsn: str
+    """Leads through it."""
+    _write: Callable[[Mode], object]
+
+    def change(self, mode: Mode) -> None:
+        """Have another pool_mode from now on; who is connected keeps the session as it is."""
+        self._write(mode)
+        console = urlunsplit(urlsplit(self.dsn)._replace(path="/pgbouncer"))
+        with psycopg.connect(console, autocommit=True, cursor_factory=psycopg.ClientCursor) as own:
+            own.execute("RELOAD")
+
+
 @contextlib.contextmanager
-def bouncer(server: EmbeddedServer, dsn: str, mode: Mode, *, size: int = 5) -> Iterator[str]:
-    """Run it; the DSN that leads through it.
+def bouncer(server: EmbeddedServer, dsn: str, mode: Mode, *, size: int = 5) -> Iterator[Bouncer]:
+    """Run it.
 
     Args:
         server: What it stands in front of.
@@ -57,19 +77,23 @@ def bouncer(server: EmbeddedServer, dsn: str, mode: Mode, *, size: int = 5) -> I
         directory = Path(name)
         directory.chmod(0o777)  # it gives up root
         configuration = directory / "ini"
-        configuration.write_text(
-            _CONFIGURATION.format(
-                database=database,
-                host=parts.hostname,
-                port=parts.port,
-                user=parts.username,
-                password=PASSWORD,
-                listen=listen,
-                mode=mode,
-                size=size,
-                directory=directory,
+
+        def write(mode: Mode) -> None:
+            configuration.write_text(
+                _CONFIGURATION.format(
+                    database=database,
+                    host=parts.hostname,
+                    port=parts.port,
+                    user=parts.username,
+                    password=PASSWORD,
+                    listen=listen,
+                    mode=mode,
+                    size=size,
+                    directory=directory,
+                )
             )
-        )
+
+        write(mode)
         configuration.chmod(0o644)
         as_nobody = ["--user", "nobody"] if os.getuid() == 0 else []
         process = subprocess.Popen(
@@ -82,7 +106,8 @@ def bouncer(server: EmbeddedServer, dsn: str, mode: Mode, *, size: int = 5) -> I
                 assert process.poll() is None, (directory / "log").read_text()
                 time.sleep(0.01)
             user = parts.username or "postgres"
-            yield urlunsplit(("postgresql", f"{user}@127.0.0.1:{listen}", f"/{database}", "", ""))
+            through = ("postgresql", f"{user}@127.0.0.1:{listen}", f"/{database}", "", "")
+            yield Bouncer(urlunsplit(through), write)
         finally:
             process.kill()
             process.wait()
