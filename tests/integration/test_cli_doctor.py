@@ -138,6 +138,40 @@ def test_a_pooler_is_found(pg18: EmbeddedServer, database18: str, mode: pgbounce
         assert "session pooling" in found["pooler"]["advice"]
 
 
+async def test_triggers_that_send_whole_rows_are_found(database: str) -> None:
+    """By what their functions say; and the rows are looked at without being read."""
+    functions = {
+        "keys": "pg_notify('c', NEW.id::text)",
+        "doc": "pg_notify('c', to_jsonb ( NEW )::text)",
+        "old": "pg_notify('c', row_to_json(old, true)::text)",
+        "plain": "pg_notify('c', (NEW.*)::text)",
+        "other": "to_jsonb(NEW)",
+    }
+    for name, call in functions.items():
+        await execute(
+            database,
+            f"CREATE TABLE {name} (id int, body text);"
+            f" CREATE FUNCTION tell_{name}() RETURNS trigger LANGUAGE plpgsql"
+            f" AS $$ BEGIN PERFORM {call}; RETURN NEW; END $$;"
+            f" CREATE TRIGGER tell AFTER UPDATE ON {name}"
+            f" FOR EACH ROW EXECUTE FUNCTION tell_{name}()",
+        )
+    _, found = await asyncio.to_thread(examine, database)
+    assert found["whole-rows"]["level"] == "note"
+    told = found["whole-rows"]["seen"].partition(": ")[2]
+    assert told == "tell on doc, tell on old, tell on plain"
+    await execute(database, "ALTER TABLE doc ALTER body SET STORAGE EXTERNAL")
+    await execute(database, "INSERT INTO doc VALUES (1, repeat('x', 5000)); ANALYZE doc")
+    _, found = await asyncio.to_thread(examine, database)
+    assert found["whole-rows"]["level"] == "warning"
+    told = found["whole-rows"]["seen"].partition(": ")[2]
+    assert re.match(r"tell on doc \([0-9]+ bytes on average, some over 2,000\)", told)
+    await execute(database, "DROP TRIGGER tell ON doc; DROP TRIGGER tell ON old")
+    await execute(database, "DROP TRIGGER tell ON plain")
+    _, found = await asyncio.to_thread(examine, database)
+    assert "whole-rows" not in found
+
+
 async def test_what_a_role_may_not_see_is_told(pg18: EmbeddedServer, database18: str) -> None:
     await schema.install(database18)
     await execute(database18, f"CREATE ROLE nobody_much LOGIN PASSWORD '{PASSWORD}'")

@@ -69,10 +69,22 @@ SELECT pg_catalog.count(*)::text FROM pg_catalog.pg_locks
  WHERE locktype = 'object' AND classid = 'pg_catalog.pg_database'::regclass AND objid = 0
    AND NOT granted"""
 
+# Which of them send NEW or OLD whole, and how large rows are, as far as that can be known without
+# reading them: their average width when the table was last analyzed, and whether any has a value
+# of over some 2,000 bytes, which PostgreSQL keeps in a table beside.
 TRIGGERS: Final = """\
-SELECT trigger.tgrelid::regclass::text, trigger.tgname::text, (trigger.tgtype & 1 = 1)::text
+SELECT trigger.tgrelid::regclass::text, trigger.tgname::text, (trigger.tgtype & 1 = 1)::text,
+       (function.prosrc ~* '\\m(row_to_json|to_jsonb?|hstore)\\s*\\(\\s*(new|old)\\s*[,)]'
+        OR function.prosrc ~* '\\m(new|old)(\\.\\*\\))?\\s*::\\s*text')::text,
+       (SELECT pg_catalog.sum(width.avg_width)::text FROM pg_catalog.pg_stats AS width
+         WHERE width.schemaname = space.nspname AND width.tablename = class.relname
+           AND NOT width.inherited),
+       (class.reltoastrelid <> 0
+        AND pg_catalog.pg_relation_size(class.reltoastrelid) > 0)::text
   FROM pg_catalog.pg_trigger AS trigger
   JOIN pg_catalog.pg_proc AS function ON function.oid = trigger.tgfoid
+  JOIN pg_catalog.pg_class AS class ON class.oid = trigger.tgrelid
+  JOIN pg_catalog.pg_namespace AS space ON space.oid = class.relnamespace
  WHERE NOT trigger.tgisinternal AND trigger.tgenabled <> 'D'
    AND function.prosrc ~* '\\m(pg_notify|notify)\\M'
  ORDER BY 3 DESC, 1, 2 LIMIT 20"""

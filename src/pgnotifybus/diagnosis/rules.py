@@ -27,6 +27,8 @@ _MENDED: Final = {14: 21, 15: 16, 16: 12, 17: 8, 18: 2}
 Source: https://www.postgresql.org/docs/release/18.2/"""
 _MANY_LISTENERS: Final = 50
 _SLOW_SECONDS: Final = 1.0
+_WIDE_ROW: Final = 2_000
+"""Bytes: where the average is a quarter of the limit, some row is over it."""
 
 
 def server(rows: Rows, today: date) -> Iterator[Finding]:
@@ -226,14 +228,14 @@ def waiting(rows: Rows) -> Iterator[Finding]:
 
 
 def triggers(rows: Rows, listeners: int) -> Iterator[Finding]:
-    """Those that notify for each row, or nobody.
+    """Those that notify for each row, or send it whole, or to nobody.
 
     Args:
         rows: Triggers that notify.
         listeners: How many sessions listen in the database, as far as they can be told.
     """
     if rows and not listeners:
-        named = ", ".join(f"{trigger} on {table}" for table, trigger, _ in rows)
+        named = ", ".join(f"{row[1]} on {row[0]}" for row in rows)
         yield Finding(
             "unheard-triggers",
             "note",
@@ -241,7 +243,8 @@ def triggers(rows: Rows, listeners: int) -> Iterator[Finding]:
             "Each of their commits takes the lock of NOTIFY all the same, one at a time.",
             "Start who should listen, or remove them: `pgnotifybus trigger remove TABLE`",
         )
-    each_row = [(table, trigger) for table, trigger, for_rows in rows if for_rows == "true"]
+    yield from _whole_rows(rows)
+    each_row = [(row[0], row[1]) for row in rows if row[2] == "true"]
     if not each_row:
         yield Finding("row-triggers", "ok", "no trigger notifies for each row")
         return
@@ -250,10 +253,32 @@ def triggers(rows: Rows, listeners: int) -> Iterator[Finding]:
         "row-triggers",
         "warning",
         f"triggers that notify for each row: {named}",
-        "A statement that changes 10,000 rows sends 10,000 notifications, and payloads that grow "
-        "over 7,999 bytes make the write fail.",
-        "`pgnotifybus trigger install TABLE` makes one that sends one for each statement",
+        "A statement that changes 10,000 rows sends 10,000 notifications.",
+        "`pgnotifybus trigger install TABLE --channel NAME` makes one that sends one for each "
+        "statement",
     )
+
+
+def _whole_rows(rows: Rows) -> Iterator[Finding]:
+    """Those whose payloads grow with the rows, up to the limit."""
+    found: list[str] = []
+    near = False
+    for table, trigger, _, whole, width, has_long in rows:
+        if whole != "true":
+            continue
+        sizes = [f"{int(width):,} bytes on average"] if width else []
+        sizes += ["some over 2,000"] if has_long == "true" else []
+        found.append(f"{trigger} on {table}" + (f" ({', '.join(sizes)})" if sizes else ""))
+        near |= has_long == "true" or int(width or 0) >= _WIDE_ROW
+    if found:
+        yield Finding(
+            "whole-rows",
+            "warning" if near else "note",
+            f"triggers send whole rows: {', '.join(found)}",
+            "A row of more than 7,999 bytes as text cannot be written: the notification fails, and "
+            "the statement with it.",
+            "Send the key: `pgnotifybus trigger install TABLE --channel NAME` makes one that does",
+        )
 
 
 def spill(rows: Rows) -> Iterator[Finding]:

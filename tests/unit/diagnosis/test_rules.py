@@ -104,15 +104,35 @@ def test_many_listeners_cost_before_19(here: int, number: int, level: str) -> No
     assert levels(rules.listeners([row] * here + [elsewhere] * 9, number)) == {"listeners": level}
 
 
+NO_ROWS = ("false", "3000", "true")
+
+
+@pytest.mark.parametrize(
+    ("width", "has_long", "level", "told"),
+    [
+        (None, "false", "note", "tell on orders"),
+        ("1999", "false", "note", "tell on orders (1,999 bytes on average)"),
+        ("2000", "false", "warning", "tell on orders (2,000 bytes on average)"),
+        ("90", "true", "warning", "tell on orders (90 bytes on average, some over 2,000)"),
+    ],
+)
+def test_whole_rows_are_near_the_limit_where_rows_are_long(
+    width: str | None, has_long: str, level: str, told: str
+) -> None:
+    rows: Rows = [("orders", "tell", "false", "true", width, has_long)]
+    [found] = [each for each in rules.triggers(rows, 1) if each.id == "whole-rows"]
+    assert (found.level, found.seen) == (level, f"triggers send whole rows: {told}")
+
+
 @pytest.mark.parametrize(
     ("findings", "level"),
     [
         (rules.waiting([("0",)]), "ok"),
         (rules.waiting([("3",)]), "warning"),
         (rules.triggers([], 0), "ok"),
-        (rules.triggers([("orders", "tell", "true")], 1), "warning"),
-        (rules.triggers([("orders", "tell", "false")], 1), "ok"),
-        (rules.triggers([("orders", "tell", "false")], 0), "note"),
+        (rules.triggers([("orders", "tell", "true", *NO_ROWS)], 1), "warning"),
+        (rules.triggers([("orders", "tell", "false", *NO_ROWS)], 1), "ok"),
+        (rules.triggers([("orders", "tell", "false", *NO_ROWS)], 0), "note"),
         (rules.timeouts([]), "ok"),
         (rules.timeouts([("idle_session_timeout", "60000 ms")]), "note"),
         (rules.spill([("0", "0", "0")]), "ok"),
