@@ -20,6 +20,7 @@ from pgnotifybus.core.health import STATES, State
 from pgnotifybus.core.names import SCHEMA, check_channel, check_channels, check_schema
 from pgnotifybus.core.ring import Ring
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import Closed, PgNotifyBusError
 from pgnotifybus.links.sources import Driver, Password, connector
 from pgnotifybus.publish.message import Envelope, message
@@ -183,7 +184,7 @@ class PgNotifyBus:
             backoff_maximum=backoff_maximum,
         )
         connect = connector(source, driver, password)
-        self._emit = observe.Emitter(observer)
+        self._emit = Emitter(observer)
         self._connector = connect
         self._connect_timeout = connect_timeout
         self._schema = check_schema(schema)

@@ -19,6 +19,7 @@ from pgnotifybus.core.names import quote
 from pgnotifybus.core.ring import Placeholder
 from pgnotifybus.database.queries import array
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter, logger
 from pgnotifybus.errors import Closed, FatalLinkError, LinkError, LinkLost
 from pgnotifybus.links.base import Runner, ServerError
 from pgnotifybus.messages import GapReason
@@ -64,7 +65,7 @@ class _Wanted(NamedTuple):
 class Fetcher:
     """Settles the placeholders of a bus."""
 
-    def __init__(self, side: SideLink, schema: str, emit: observe.Emitter) -> None:
+    def __init__(self, side: SideLink, schema: str, emit: Emitter) -> None:
         self._side = side
         self._schema = schema
         self._emit = emit
@@ -116,7 +117,7 @@ class Fetcher:
                 if isinstance(error, ServerError) and error.for_good:
                     self._give_up(str(error))
                     continue
-                observe.logger.debug("fetching payloads failed, trying again: %s", error)
+                logger.debug("fetching payloads failed, trying again: %s", error)
                 await asyncio.sleep(backoff.next_delay())
             except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
                 # Whoever waits for these would wait for ever.
@@ -196,7 +197,7 @@ class Fetcher:
         except ServerError as error:
             if error.for_good:
                 self._prune_at = float("inf")
-            observe.logger.info("expired payloads are left to others to delete: %s", error)
+            logger.info("expired payloads are left to others to delete: %s", error)
         else:
             if deleted == _PRUNE_ROWS:  # as many as may be at once: there are more
                 self._prune_at = now

@@ -13,6 +13,7 @@ from pgnotifybus.core.backoff import Backoff
 from pgnotifybus.core.health import Condition, Failure, Overrun, Phase, judge
 from pgnotifybus.core.liveness import Deadline, Liveness
 from pgnotifybus.core.subscriptions import Plan
+from pgnotifybus.emitting import Emitter, logger
 from pgnotifybus.errors import (
     BehindPooler,
     ConnectError,
@@ -93,7 +94,7 @@ class Supervisor:
         channels: Channels,
         generation: watch.Sender[int],
         timing: Timing,
-        emit: observe.Emitter,
+        emit: Emitter,
         direct: Connector | None = None,
     ) -> None:
         """Describe it; no I/O.
@@ -407,7 +408,7 @@ class Supervisor:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await link.close()
         except Exception as error:  # noqa: BLE001 - a pool may raise anything
-            observe.logger.debug("closing the link failed: %r", error)
+            logger.debug("closing the link failed: %r", error)
 
     def _may_retry(
         self, error: LinkError | FatalLinkError, fail_fast: bool, elapsed: float

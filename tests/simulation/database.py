@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from pgnotifybus import observe
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import ConnectError, FatalLinkError, LinkLost
 from pgnotifybus.links.base import Link, Rows, ServerError
 from pgnotifybus.publish.publisher import Publisher
@@ -297,7 +298,7 @@ def publisher_on(
         side,
         "pgnotifybus",
         Settings(**settings),  # type: ignore[arg-type]
-        observe.Emitter(observer),
+        Emitter(observer),
         on_start=lambda _: None,
         on_end=lambda _: None,
     )

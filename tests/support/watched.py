@@ -13,7 +13,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pgnotifybus import EventLog, PgNotifyBus, observe
+from pgnotifybus import EventLog, PgNotifyBus
+from pgnotifybus.emitting import logger
 from pgnotifybus.metrics import opentelemetry, prometheus
 from pgnotifybus.testing import RecordingObserver
 
@@ -38,10 +39,10 @@ class Watched(logging.Handler):
 
     def __enter__(self) -> Watched:
         self._stack.callback(self._provider.shutdown)
-        self._stack.callback(observe.logger.setLevel, observe.logger.level)
-        observe.logger.setLevel(logging.DEBUG)
-        observe.logger.addHandler(self)
-        self._stack.callback(observe.logger.removeHandler, self)
+        self._stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(self)
+        self._stack.callback(logger.removeHandler, self)
         return self
 
     def __exit__(

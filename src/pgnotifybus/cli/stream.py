@@ -32,6 +32,7 @@ from pgnotifybus.cli.progress import progress
 from pgnotifybus.cli.sent import Sent
 from pgnotifybus.cli.stdin import Stdin
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import Closed, PublishFailed
 from pgnotifybus.links.sources import Connector
 from pgnotifybus.publish.publisher import Publisher
@@ -123,7 +124,7 @@ class _Streaming:
             self._side,
             request.schema,
             request.settings,
-            observe.Emitter(self._observe),
+            Emitter(self._observe),
             on_start=lambda _: None,
             on_end=lambda _: None,
         )

@@ -15,6 +15,7 @@ from pgnotifybus.core.names import check_channel
 from pgnotifybus.core.position import Position
 from pgnotifybus.database.queries import Script
 from pgnotifybus.database.work import Transaction, Work, server_error
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import Closed, FatalLinkError, LinkError
 from pgnotifybus.links.base import Lender
 from pgnotifybus.log import reading
@@ -74,7 +75,7 @@ class Consumer:
         channels: Sequence[str],
         begin: Start,
         wakes: Wakes,
-        emit: observe.Emitter,
+        emit: Emitter,
         *,
         max_attempts: int,
         backoff_initial: float,

@@ -16,6 +16,7 @@ from pgnotifybus.core.names import log_channel
 from pgnotifybus.core.position import Position
 from pgnotifybus.database.queries import Script, run
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter, logger
 from pgnotifybus.errors import Closed, LinkError
 from pgnotifybus.links.base import Connector, Runner, ServerError
 from pgnotifybus.log import reading
@@ -54,7 +55,7 @@ class Engine:
     """The listening connection, the shared read, the pacemaker and the pruning of one log."""
 
     def __init__(
-        self, source: Connector, bus: PgNotifyBus, settings: Settings, emit: observe.Emitter
+        self, source: Connector, bus: PgNotifyBus, settings: Settings, emit: Emitter
     ) -> None:
         self._source = source
         self._bus = bus
@@ -221,7 +222,7 @@ class Engine:
                 return await run()
             except Exception as error:  # noqa: BLE001 - it is told, and the next turn may do
                 delay = backoff.next_delay()
-                observe.logger.exception("the %s of the event log has failed", part)
+                logger.exception("the %s of the event log has failed", part)
                 self._emit(observe.LogDelayed(f"the {part}", error, delay))
                 await asyncio.sleep(delay)
 

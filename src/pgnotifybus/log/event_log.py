@@ -15,6 +15,7 @@ from pgnotifybus.core.names import SCHEMA, check_channels, check_schema, log_cha
 from pgnotifybus.core.position import behind
 from pgnotifybus.database.callers import async_caller, sync_caller
 from pgnotifybus.database.queries import Script
+from pgnotifybus.emitting import Emitter, several
 from pgnotifybus.links.base import ServerError
 from pgnotifybus.links.sources import Driver, Password, connector
 from pgnotifybus.log import appending, retention
@@ -116,8 +117,8 @@ class EventLog:
         if payload_limit < 1:
             raise ValueError(f"payload_limit must be at least 1 byte, not {payload_limit}")
         self._limit = payload_limit
-        observers = observe.several(observer)  # once: it may be an iterator
-        self._emit = observe.Emitter(observers)
+        observers = several(observer)  # once: it may be an iterator
+        self._emit = Emitter(observers)
         self._connector = connector(source, driver, password)
         self._connect_timeout = connect_timeout
         bus = PgNotifyBus(

@@ -6,8 +6,8 @@ import asyncio
 import random
 from typing import Final
 
-from pgnotifybus import observe
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import logger
 from pgnotifybus.errors import FatalLinkError, LinkError
 from pgnotifybus.links.base import ServerError
 from pgnotifybus.log import retention
@@ -37,12 +37,12 @@ class Maintenance:
                     interval = await self._once(interval)
                 except ServerError as error:
                     if error.sqlstate == _NOT_ALLOWED:
-                        observe.logger.info("pruning the event log is left to others: %s", error)
+                        logger.info("pruning the event log is left to others: %s", error)
                         return
-                    observe.logger.debug("pruning the event log failed: %s", error)
+                    logger.debug("pruning the event log failed: %s", error)
                     interval = _INTERVAL
                 except (LinkError, FatalLinkError) as error:
-                    observe.logger.debug("pruning the event log failed: %s", error)
+                    logger.debug("pruning the event log failed: %s", error)
                     interval = _INTERVAL
         finally:
             await self._side.close()

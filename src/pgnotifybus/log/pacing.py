@@ -18,6 +18,7 @@ from pgnotifybus.core.position import Instant
 from pgnotifybus.core.snapshot import Snapshot
 from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import LinkLost, PgNotifyBusError
 from pgnotifybus.links.base import Connector, Link, ServerError, discard
 from pgnotifybus.log.here import look
@@ -53,7 +54,7 @@ class Pacing:
         connector: Connector,
         schema: str,
         wakes: Wakes,
-        emit: observe.Emitter,
+        emit: Emitter,
         *,
         connect_timeout: float,
         may_be_awake: bool,

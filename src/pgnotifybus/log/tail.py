@@ -21,6 +21,7 @@ from pgnotifybus.core.position import Instant, Position, behind
 from pgnotifybus.database.plans import Plans
 from pgnotifybus.database.queries import run
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import Closed, EventLogError, FatalLinkError, LinkError, PgNotifyBusError
 from pgnotifybus.links.base import ServerError
 from pgnotifybus.log import reading
@@ -76,7 +77,7 @@ class Tail:
     """Reads what is new, for all who follow."""
 
     def __init__(
-        self, side: SideLink, schema: str, wakes: Wakes, emit: observe.Emitter, capacity: int
+        self, side: SideLink, schema: str, wakes: Wakes, emit: Emitter, capacity: int
     ) -> None:
         self._side = side
         self._schema = schema

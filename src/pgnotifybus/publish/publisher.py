@@ -17,6 +17,7 @@ from pgnotifybus._parking import Parking
 from pgnotifybus.core.backoff import Backoff
 from pgnotifybus.core.outbox import Item, Outbox
 from pgnotifybus.database.sidelink import SideLink
+from pgnotifybus.emitting import Emitter, logger
 from pgnotifybus.errors import (
     BufferFull,
     Closed,
@@ -54,7 +55,7 @@ class Publisher:
         side: SideLink,
         schema: str,
         settings: Settings,
-        emit: observe.Emitter,
+        emit: Emitter,
         *,
         on_start: Callable[[Publisher], None],
         on_end: Callable[[Publisher], None],
@@ -358,7 +359,7 @@ class Publisher:
                 raise
             # A source that brings no connection, say: what is held is told as not sent at the end.
             self._closed = f"the publisher cannot work: {str(error) or type(error).__name__}"
-            observe.logger.error("%s", self._closed, exc_info=error)
+            logger.error("%s", self._closed, exc_info=error)
             self._give_up(self._closed)
 
     async def _gather(self) -> None:

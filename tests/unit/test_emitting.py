@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pgnotifybus import observe
+from pgnotifybus.emitting import Emitter
 from pgnotifybus.errors import ConnectError
 
 STOPPED = observe.Stopped(3)
@@ -16,10 +17,10 @@ STOPPED = observe.Stopped(3)
 def test_one_observer_several_or_none() -> None:
     one: list[observe.Event] = []
     two: list[observe.Event] = []
-    observe.Emitter(None)(STOPPED)
-    observe.Emitter(one.append)(STOPPED)
-    observe.Emitter([one.append, two.append])(STOPPED)
-    observe.Emitter(iter([two.append]))(STOPPED)
+    Emitter(None)(STOPPED)
+    Emitter(one.append)(STOPPED)
+    Emitter([one.append, two.append])(STOPPED)
+    Emitter(iter([two.append]))(STOPPED)
     assert (one, two) == ([STOPPED] * 2, [STOPPED] * 2)
 
 
@@ -29,7 +30,7 @@ def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None
     def broken(event: observe.Event) -> None:
         raise RuntimeError("it is broken")
 
-    observe.Emitter([broken, told.append, broken, told.append])(STOPPED)
+    Emitter([broken, told.append, broken, told.append])(STOPPED)
     assert told == [STOPPED] * 2
     failed = [record for record in caplog.records if record.levelno == logging.ERROR]
     said = [record.getMessage() for record in failed]
@@ -38,7 +39,7 @@ def test_one_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None
 
 def test_one_is_added_and_removed() -> None:
     told: list[observe.Event] = []
-    emit = observe.Emitter()
+    emit = Emitter()
     observed = [emit.observed]
     remove, other = emit.add(told.append), emit.add(told.append)
     observed.append(emit.observed)
@@ -55,7 +56,7 @@ def test_one_is_added_and_removed() -> None:
 
 def test_one_may_remove_itself_when_it_is_told() -> None:
     told: list[str] = []
-    emit = observe.Emitter()
+    emit = Emitter()
 
     def once(event: observe.Event) -> None:
         told.append("once")
@@ -71,15 +72,15 @@ def test_one_may_remove_itself_when_it_is_told() -> None:
 @pytest.mark.parametrize("wrong", [1, [1], [print, None]])
 def test_what_cannot_be_called_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"something to call with an event, not (int|NoneType)"):
-        observe.Emitter(wrong)
+        Emitter(wrong)
     with pytest.raises(TypeError, match="something to call with an event"):
-        observe.Emitter().add(wrong)
+        Emitter().add(wrong)
 
 
 def test_the_same_again_is_for_who_debugs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     now = 0.0
-    emit = observe.Emitter(clock=lambda: now)
+    emit = Emitter(clock=lambda: now)
     for attempt, text in enumerate(["refused", "no route"] * 3, start=1):
         emit(observe.ConnectFailed(attempt, ConnectError(text), 1.0))
     # Something else that fails in the same words is something else.
