@@ -121,9 +121,12 @@ async def test_all_metrics_of_a_bus_and_a_log_are_exported_and_no_others(
     ):
         names = {sample.name for sample in Scrape(registry).samples}
         assert names == series_of(each for each in METRICS if each not in OF_A_LOG)
-    async with EventLog(database18, probe_interval=0.02) as log:
+    opened = RecordingObserver()
+    async with EventLog(database18, probe_interval=0.02, observer=opened) as log:
         recorder = RecordingObserver()
         remove = log.add_observer(recorder)
+        # Who opens the log first sees to it that nothing is under way, and then goes to sleep.
+        await opened.wait_for(observe.PacemakerChanged, where=lambda e: e.state == "asleep")
         with prometheus.instrument(log, registry=registry, name="of the log"):
             await log.cursor()
             await recorder.wait_for(observe.ProbeAnswered)
