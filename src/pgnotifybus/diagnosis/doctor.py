@@ -16,9 +16,6 @@ from pgnotifybus.links.base import Connector, Link, Rows, ServerError, discard
 from pgnotifybus.pooler import echo, hand_back
 from pgnotifybus.schema.checking import check_version
 
-_STATEMENT: Final = 10.0
-"""The seconds that one answer may take."""
-_DELIVERY: Final = 5.0
 _ROUND_TRIPS: Final = 5
 
 Rule = Callable[[Rows], Iterable[Finding]]
@@ -30,7 +27,8 @@ async def examine(connector: Connector, schema: str, timeout: float) -> list[Fin
     Args:
         connector: What connects to it.
         schema: Where the spill table and the event log would be.
-        timeout: The seconds that connecting to one host may take.
+        timeout: The seconds that connecting to one host, or one answer, may take; a notification
+            may take half of them.
 
     Raises:
         ConnectError, FatalLinkError: If there is no connection.
@@ -43,15 +41,17 @@ async def examine(connector: Connector, schema: str, timeout: float) -> list[Fin
     except TimeoutError:
         raise LinkError(f"{connector.describe()} did not answer in time") from None
     try:
-        return await _Examination(connector, link).all(schema)
+        return await _Examination(connector, link, timeout).all(schema)
     finally:
         await discard(link)
 
 
 class _Examination:
-    def __init__(self, connector: Connector, link: Link) -> None:
+    def __init__(self, connector: Connector, link: Link, timeout: float) -> None:
         self._connector = connector
         self._link = link
+        self._timeout = timeout
+        self._delivery = timeout / 2
         self._number = 0
         self._listeners = 0
         self._findings: list[Finding] = []
@@ -87,19 +87,19 @@ class _Examination:
     async def _ask(self, what: str, sql: str, rule: Rule) -> None:
         """Ask one thing; that it cannot be known is a finding, and the rest goes on."""
         try:
-            async with asyncio.timeout(_STATEMENT):
+            async with asyncio.timeout(self._timeout):
                 rows = await self._link.fetch(sql)
         except ServerError as error:
             self._unknown(what, str(error))
             return
         except TimeoutError:  # the session is of no use any more
             self._link.abort()
-            raise LinkError(f"the server has not answered for {_STATEMENT:g} s") from None
+            raise LinkError(f"the server has not answered for {self._timeout:g} s") from None
         self._findings += rule(rows)
 
     async def _has_schema(self, schema: str) -> bool:
         try:
-            async with asyncio.timeout(_STATEMENT):
+            async with asyncio.timeout(self._timeout):
                 await check_version(self._link, schema)
         except SchemaMissing as error:
             self._findings.append(
@@ -124,7 +124,7 @@ class _Examination:
     async def _deliver(self) -> None:
         """Whether notifications arrive, how soon, and whether there is a pooler in between."""
         try:
-            async with asyncio.timeout(_STATEMENT):
+            async with asyncio.timeout(self._timeout):
                 pooled = (await self._link.inspect()).pid != self._link.pid
             seconds = await self._round_trip()
         except (LinkError, FatalLinkError, ServerError) as error:
@@ -141,16 +141,18 @@ class _Examination:
             await hand_back(self._link)
             return
         self._findings.append(rules.pooler(pooled))
-        self._findings.append(rules.round_trip(seconds, _DELIVERY))
+        self._findings.append(rules.round_trip(seconds, self._delivery))
 
     async def _round_trip(self) -> float | None:
         """The median of a few round trips, in seconds; None if one does not come back."""
+        now = asyncio.get_running_loop().time
         async with (
-            asyncio.timeout(_ROUND_TRIPS * _DELIVERY),
-            echo(self._connector, self._link, _DELIVERY) as once,
+            asyncio.timeout(self._timeout) as deadline,
+            echo(self._connector, self._link, self._delivery) as once,
         ):
             taken: list[float] = []
             for _ in range(_ROUND_TRIPS):
+                deadline.reschedule(now() + self._timeout)
                 seconds = await once()
                 if seconds is None:
                     return None
