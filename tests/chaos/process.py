@@ -36,7 +36,7 @@ async def change_the_clock(world: World) -> None:
 
 
 async def fork(world: World) -> None:
-    """The child is refused, and leaves without a trace."""
+    """Trap 19, as with gunicorn's preload: the child is refused, and harms nobody."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # that is why
         child = os.fork()
     if child == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
-import os
 import random
 from collections.abc import Awaitable, Callable
 
@@ -19,7 +18,6 @@ from pgnotifybus import (
     Notification,
     PayloadTooLarge,
     PgNotifyBus,
-    PgNotifyBusError,
     observe,
     watch,
 )
@@ -282,27 +280,6 @@ async def test_a_second_event_loop_is_refused(database18: str) -> None:
 
         with pytest.raises(RuntimeError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, elsewhere())
-
-
-async def test_a_forked_child_is_refused_and_harms_nobody(database18: str) -> None:
-    """Trap 19: gunicorn's preload."""
-    async with PgNotifyBus(database18, ["c"]) as bus:
-        receiver = bus.subscribe("c")
-        assert receiver is not None
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                bus.subscribe("c")
-            except PgNotifyBusError:
-                status = 0
-            finally:
-                os._exit(status)
-        _, status = await asyncio.to_thread(os.waitpid, child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
-        await bus.notify("c", "the parent's link is unharmed")
-        assert await receiver.recv() == "the parent's link is unharmed"
-        assert bus.health().generation == 1
 
 
 # -- costs ----------------------------------------------------------------------------------------
